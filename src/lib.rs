@@ -1,0 +1,1 @@
+//! Side effects that run after the response is really sent.
