@@ -19,8 +19,9 @@ mod source;
 
 const MAX_LINES: usize = 400;
 
-/// What production code may take from `std::sync` anywhere: no lock and no atomic among it.
-const SHARED_EVERYWHERE: [&str; 4] = ["Arc", "Weak", "OnceLock", "LazyLock"];
+/// What production code may take from `std::sync` anywhere: no lock and no atomic among it, and the
+/// error is the very type that loom's locks return.
+const SHARED_EVERYWHERE: [&str; 5] = ["Arc", "Weak", "OnceLock", "LazyLock", "PoisonError"];
 
 /// The comments that excuse a sleep in a test, at the end of its line.
 const SLEEP_REASONS: [&str; 2] = ["// paused time", "// the task's own work"];
