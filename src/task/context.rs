@@ -1,0 +1,95 @@
+//! What an attempt can ask for.
+
+use std::fmt;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Name, TaskId};
+use crate::response::ResponseInfo;
+use crate::sync::Arc;
+
+/// What a task came from. The collector of a request is one.
+pub(crate) trait Origin: Send + Sync {
+    /// Known from the release on.
+    fn response(&self) -> Option<&ResponseInfo>;
+
+    /// The span in which the task was registered. Only its id: a clone of the span would keep it
+    /// open, and the request's time would grow by the task's.
+    fn follows(&self) -> Option<tracing::span::Id>;
+}
+
+/// One attempt, as the executor describes it to the task's body.
+pub(crate) struct Attempt {
+    pub(crate) id: TaskId,
+    pub(crate) name: Name,
+    pub(crate) number: u32,
+    pub(crate) last_error: Option<Arc<str>>,
+    pub(crate) origin: Option<Arc<dyn Origin>>,
+    /// Only for bodies that can see it.
+    pub(crate) token: Option<CancellationToken>,
+}
+
+/// What an attempt can ask for; see [`Task::with_context`](crate::Task::with_context).
+///
+/// Cheap to clone. A replay sees what was captured at registration: capture ids, not rows.
+#[derive(Clone)]
+pub struct TaskContext(Arc<Attempt>);
+
+impl TaskContext {
+    pub(crate) fn new(attempt: Attempt) -> Self {
+        Self(Arc::new(attempt))
+    }
+
+    /// The task's identity, the same over all attempts and replays: an idempotency key.
+    pub fn id(&self) -> TaskId {
+        self.0.id
+    }
+
+    /// The task's name.
+    pub fn name(&self) -> &str {
+        self.0.name.as_str()
+    }
+
+    /// The number of this attempt, counted from 1. A replay starts again at 1.
+    pub fn attempt(&self) -> u32 {
+        self.0.number
+    }
+
+    /// How the attempt before this one ended, at most 1 KiB of its text.
+    pub fn last_error(&self) -> Option<&str> {
+        self.0.last_error.as_deref()
+    }
+
+    /// What became of the response; `None` for a task that was submitted without a request.
+    pub fn response(&self) -> Option<&ResponseInfo> {
+        self.0.origin.as_ref().and_then(|origin| origin.response())
+    }
+
+    /// Cancelled when the attempt outlives its timeout and when a drain reaches its deadline.
+    ///
+    /// An async task is dropped at its next await point then anyway; the token is for what it started
+    /// elsewhere, and for blocking tasks, which nothing else can stop.
+    pub fn cancellation(&self) -> CancellationToken {
+        self.0.token.clone().unwrap_or_default()
+    }
+
+    /// Shorthand for `cancellation().is_cancelled()`.
+    pub fn is_cancelled(&self) -> bool {
+        self.0
+            .token
+            .as_ref()
+            .is_some_and(CancellationToken::is_cancelled)
+    }
+}
+
+impl fmt::Debug for TaskContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskContext")
+            .field("id", &self.id())
+            .field("name", &self.name())
+            .field("attempt", &self.attempt())
+            .field("last_error", &self.last_error())
+            .field("response", &self.response())
+            .finish()
+    }
+}

@@ -1,0 +1,202 @@
+//! How a task says that it failed, and whether another try is worth it.
+
+use std::any::Any;
+use std::fmt::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use crate::retry::Class;
+
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The error of a failed attempt.
+///
+/// It is made from any error by `?`, and then another try is worth it. [`fatal`](Self::fatal) and
+/// [`retry_after`](Self::retry_after) say otherwise. Like `anyhow::Error`, and for the same reason (the
+/// blanket conversion), it is not itself a [`std::error::Error`].
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_defer::TaskError;
+///
+/// # async fn post(_: u64) -> Result<u16, std::io::Error> { Ok(202) }
+/// async fn webhook(user: u64) -> Result<(), TaskError> {
+///     match post(user).await? {                                   // plain: tried again
+///         200..=299 => Ok(()),
+///         429 => Err(TaskError::retry_after(Duration::from_secs(30), "too many requests")),
+///         400..=499 => Err(TaskError::fatal("the receiver refused it")),
+///         _ => Err("the receiver is in trouble".into()),
+///     }
+/// }
+/// ```
+pub struct TaskError(Box<Inner>);
+
+struct Inner {
+    class: Class,
+    source: BoxError,
+}
+
+impl TaskError {
+    /// An error after which another try is worth it.
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self::with_class(Class::Plain, error.into())
+    }
+
+    /// An error after which no other try is worth it: the task becomes a dead letter at once.
+    pub fn fatal(error: impl Into<BoxError>) -> Self {
+        Self::with_class(Class::Fatal, error.into())
+    }
+
+    /// An error after which another try is worth it once `delay` has passed. The policy's delay is
+    /// replaced, its [`max_attempts`](crate::Retry::exponential) and
+    /// [`give_up_after`](crate::Retry::give_up_after) still hold.
+    pub fn retry_after(delay: Duration, error: impl Into<BoxError>) -> Self {
+        Self::with_class(Class::RetryAfter(delay), error.into())
+    }
+
+    /// Whether it was made by [`fatal`](Self::fatal).
+    pub fn is_fatal(&self) -> bool {
+        self.0.class == Class::Fatal
+    }
+
+    /// The error that it was made from.
+    pub fn get_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        &*self.0.source
+    }
+
+    fn with_class(class: Class, source: BoxError) -> Self {
+        Self(Box::new(Inner { class, source }))
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        self.0.class
+    }
+}
+
+impl<E: Into<BoxError>> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        Self::new(error)
+    }
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.source.fmt(f)
+    }
+}
+
+impl fmt::Debug for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskError")
+            .field("class", &self.0.class)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+/// The longest error text that is kept, in bytes.
+pub(crate) const TEXT_LIMIT: usize = 1024;
+
+/// The `Display` of an error and of its causes, bounded, and never a panic: it is the user's code.
+pub(crate) fn error_text(error: &(dyn std::error::Error + 'static)) -> String {
+    bounded_text(|out| {
+        write!(out, "{error}")?;
+        let mut cause = error.source();
+        // A chain longer than this is a circle.
+        for _ in 0..16 {
+            let Some(inner) = cause else { break };
+            write!(out, ": {inner}")?;
+            cause = inner.source();
+        }
+        Ok(())
+    })
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(payload: Box<dyn Any + Send>) -> String {
+    let text = payload
+        .downcast_ref::<&'static str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(a panic without a text)");
+    let text = bounded_text(|out| out.write_str(text));
+    // The payload is the user's as well, and its drop may panic in its turn.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    text
+}
+
+/// At most [`TEXT_LIMIT`] bytes of what `write` writes, cut between characters.
+pub(crate) fn bounded_text(write: impl FnOnce(&mut Bounded) -> fmt::Result) -> String {
+    let mut out = Bounded(String::new());
+    let written = catch_unwind(AssertUnwindSafe(|| write(&mut out)));
+    let Bounded(mut text) = out;
+    if let Err(payload) = written {
+        text.push_str("(its Display panicked)");
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    }
+    text
+}
+
+/// A writer that refuses what goes beyond the limit, so that a huge `Display` stops early.
+pub(crate) struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = TEXT_LIMIT.saturating_sub(self.0.len());
+        if text.len() <= room {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        let mut end = room;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.0.push_str(&text[..end]);
+        Err(fmt::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Hostile;
+
+    impl fmt::Display for Hostile {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("half ")?;
+            panic!("in Display");
+        }
+    }
+
+    impl std::error::Error for Hostile {}
+
+    fn fails() -> Result<(), TaskError> {
+        Err(std::io::Error::other("disk"))?;
+        Ok(())
+    }
+
+    #[test]
+    fn made_from_any_error_and_from_itself() {
+        fn again() -> Result<(), TaskError> {
+            fails()?;
+            Ok(())
+        }
+        assert_eq!(again().map_err(|e| e.to_string()), Err("disk".to_owned()));
+        assert!(TaskError::fatal("no").is_fatal());
+        assert!(!TaskError::from("yes").is_fatal());
+    }
+
+    #[test]
+    fn texts_are_bounded_and_a_panicking_display_is_survived() {
+        assert_eq!(error_text(&Hostile), "half (its Display panicked)");
+        let long = bounded_text(|out| out.write_str(&"é".repeat(2000)));
+        assert_eq!(long.len(), TEXT_LIMIT);
+        let odd = bounded_text(|out| out.write_str(&format!("x{}", "é".repeat(2000))));
+        assert_eq!(odd.len(), TEXT_LIMIT - 1);
+    }
+}

@@ -1,0 +1,158 @@
+//! A first-in-first-out list through links that its items carry, in safe Rust.
+//!
+//! An owned singly linked list has no safe pointer to its tail, so this is two stacks: items are
+//! pushed on `back` and, when `front` is empty, turned over onto it. Each item is turned once.
+//! Registering a task therefore allocates nothing but the task.
+
+/// An item that can be in one list at a time.
+pub(crate) trait Link: Sized {
+    fn link(&mut self) -> &mut Option<Self>;
+}
+
+#[derive(Debug)]
+pub(crate) struct Fifo<T: Link> {
+    front: Option<T>,
+    back: Option<T>,
+    len: usize,
+}
+
+impl<T: Link> Fifo<T> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            front: None,
+            back: None,
+            len: 0,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn push(&mut self, mut item: T) {
+        *item.link() = self.back.take();
+        self.back = Some(item);
+        self.len += 1;
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<T> {
+        if self.front.is_none() {
+            self.turn();
+        }
+        let mut item = self.front.take()?;
+        self.front = item.link().take();
+        self.len -= 1;
+        Some(item)
+    }
+
+    /// The oldest item, without taking it.
+    pub(crate) fn peek(&mut self) -> Option<&mut T> {
+        if self.front.is_none() {
+            self.turn();
+        }
+        self.front.as_mut()
+    }
+
+    /// Takes the first item for which `is_it` answers yes; walks the list.
+    pub(crate) fn remove(&mut self, mut is_it: impl FnMut(&T) -> bool) -> Option<T> {
+        let mut kept = Fifo::new();
+        let mut found = None;
+        while let Some(item) = self.pop() {
+            if found.is_none() && is_it(&item) {
+                found = Some(item);
+            } else {
+                kept.push(item);
+            }
+        }
+        *self = kept;
+        found
+    }
+
+    pub(crate) fn append(&mut self, mut other: Fifo<T>) {
+        while let Some(item) = other.pop() {
+            self.push(item);
+        }
+    }
+
+    /// Calls `see` with each item; the order is of no meaning.
+    pub(crate) fn for_each(&mut self, mut see: impl FnMut(&T)) {
+        for mut next in [&mut self.front, &mut self.back] {
+            while let Some(item) = next {
+                see(item);
+                next = item.link();
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        let mut rest = self.back.take();
+        while let Some(mut item) = rest {
+            rest = item.link().take();
+            *item.link() = self.front.take();
+            self.front = Some(item);
+        }
+    }
+}
+
+impl<T: Link> Drop for Fifo<T> {
+    /// One by one: the compiler's drop would recurse, and a long list overflows the stack.
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Item(u32, Option<Box<Item>>);
+
+    impl Link for Box<Item> {
+        fn link(&mut self) -> &mut Option<Self> {
+            &mut self.1
+        }
+    }
+
+    fn item(n: u32) -> Box<Item> {
+        Box::new(Item(n, None))
+    }
+
+    #[test]
+    fn first_in_first_out_under_any_interleaving() {
+        let mut list = Fifo::new();
+        let mut model = std::collections::VecDeque::new();
+        let mut state = 7_u32;
+        for n in 0..10_000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            match state >> 29 {
+                0..=3 => {
+                    list.push(item(n));
+                    model.push_back(n);
+                }
+                4..=5 => assert_eq!(list.pop().map(|i| i.0), model.pop_front()),
+                6 => assert_eq!(list.peek().map(|i| i.0), model.front().copied()),
+                _ => {
+                    let target = n.saturating_sub(9);
+                    let found = list.remove(|i| i.0 == target).map(|i| i.0);
+                    let place = model.iter().position(|m| *m == target);
+                    assert_eq!(found, place.and_then(|p| model.remove(p)));
+                }
+            }
+            assert_eq!(list.len(), model.len());
+        }
+    }
+
+    #[test]
+    fn a_long_list_is_dropped_without_recursion() {
+        let mut list = Fifo::new();
+        for n in 0..300_000 {
+            list.push(item(n));
+        }
+        drop(list);
+    }
+}

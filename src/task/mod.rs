@@ -1,0 +1,29 @@
+//! The unit of deferred work: what is run, what it is called, when it applies, how it ends.
+//!
+//! A task is one allocation from its registration to its end ([`node`]): the closure, the attempt's
+//! future and the link by which the collector and the queue chain it share a box.
+
+mod body;
+mod condition;
+mod context;
+mod error;
+mod id;
+mod list;
+mod name;
+mod node;
+mod settings;
+
+pub use body::TaskOutput;
+pub(crate) use body::{Body, Kind};
+pub use condition::When;
+pub use context::TaskContext;
+pub(crate) use context::{Attempt, Origin};
+pub use error::{BoxError, TaskError};
+pub(crate) use error::{bounded_text, error_text, panic_text};
+pub use id::TaskId;
+pub(crate) use list::{Fifo, Link};
+pub(crate) use name::Name;
+pub(crate) use node::Node;
+pub use settings::AttemptRecord;
+pub(crate) use settings::Settings;
+pub use settings::Task;

@@ -1,0 +1,74 @@
+//! What a task is called.
+
+use std::borrow::Cow;
+
+use crate::sync::Arc;
+
+/// A name that is cheap to clone: an attempt's record takes one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Name {
+    Static(&'static str),
+    Shared(Arc<str>),
+}
+
+impl Name {
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Name::Static(name) => name,
+            Name::Shared(name) => name,
+        }
+    }
+}
+
+impl From<Cow<'static, str>> for Name {
+    fn from(name: Cow<'static, str>) -> Self {
+        match name {
+            Cow::Borrowed(name) => Name::Static(name),
+            Cow::Owned(name) => Name::Shared(name.into()),
+        }
+    }
+}
+
+/// The function that holds a closure: its type's name up to the closure.
+///
+/// `app::sign_up::{{closure}}::{{closure}}` is `app::sign_up`. A marker within `<…>` belongs to a type
+/// argument and says nothing about where the closure stands.
+pub(crate) fn of_closure(type_name: &'static str) -> &'static str {
+    let mut depth = 0_usize;
+    for (at, byte) in type_name.bytes().enumerate() {
+        match byte {
+            b'<' => depth += 1,
+            b'>' => depth = depth.saturating_sub(1),
+            b':' if depth == 0 && type_name[at..].starts_with("::{{closure}}") => {
+                return &type_name[..at];
+            }
+            _ => {}
+        }
+    }
+    type_name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_closure;
+
+    #[test]
+    fn the_enclosing_function() {
+        for (given, name) in [
+            ("app::sign_up::{{closure}}::{{closure}}", "app::sign_up"),
+            ("app::sign_up", "app::sign_up"),
+            ("app::outer::{{closure}}::inner::{{closure}}", "app::outer"),
+            (
+                "app::make<app::other::{{closure}}>::{{closure}}",
+                "app::make<app::other::{{closure}}>",
+            ),
+            (
+                "<app::Api as app::Users>::create::{{closure}}",
+                "<app::Api as app::Users>::create",
+            ),
+            ("app::é::{{closure}}", "app::é"),
+        ] {
+            assert_eq!(of_closure(given), name);
+        }
+    }
+}

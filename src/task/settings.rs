@@ -1,0 +1,213 @@
+//! [`Task`]: what a user says about a unit of deferred work.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::time::{Duration, SystemTime};
+
+use super::body::{Blocking, Once, Plain, Repeat, WithContext, WithState};
+use super::{Name, Node, TaskContext, TaskOutput, When};
+use crate::retry::Retry;
+use crate::sync::Arc;
+
+/// A unit of deferred work, and how it is to be treated.
+///
+/// A closure becomes a task by itself ([`Defer::run`](crate::Defer::run) takes `impl Into<Task>`); the
+/// constructors here are for tasks that need a name, a policy or a state. The closure is `Fn`, not
+/// `FnMut` or `FnOnce`: an attempt must not spend what the next one needs. A future cannot borrow from
+/// its closure on stable Rust, so what it needs is cloned per attempt: [`with`](Task::with) does that.
+///
+/// Every setting that is not made is the executor's default.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_defer::{Retry, Task, TaskError, When};
+///
+/// # #[derive(Clone)] struct App;
+/// # impl App { async fn subscribe(&self, _: i64) -> Result<(), std::io::Error> { Ok(()) } }
+/// # let app = App;
+/// let user = 7;
+/// let task = Task::with(app.clone(), move |app| async move { app.subscribe(user).await })
+///     .name("newsletter")
+///     .retry(Retry::exponential(12).give_up_after(Duration::from_secs(3600)))
+///     .timeout(Duration::from_secs(5))
+///     .when(When::success());
+/// # let _ = task;
+/// ```
+#[must_use = "a task does nothing until it is given to `Defer::run` or `Executor::submit`"]
+pub struct Task(Node);
+
+/// What only some tasks have.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    pub(crate) name: Option<Name>,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) when: Option<When>,
+    /// The span of a task that was submitted without a request.
+    pub(crate) follows: Option<tracing::span::Id>,
+    /// Failed attempts since it was accepted, or replayed.
+    pub(crate) attempts: u32,
+    /// A drain gave it its last attempt.
+    pub(crate) last_chance: bool,
+    /// The condition held once, and is not asked again.
+    pub(crate) admitted: bool,
+    /// The first failures and the last ones, over all replays.
+    pub(crate) history: Vec<AttemptRecord>,
+}
+
+/// A failed attempt, as a dead letter remembers it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AttemptRecord {
+    /// The number of the attempt, counted from 1; a replay starts again at 1.
+    pub attempt: u32,
+    /// When it ended.
+    pub at: SystemTime,
+    /// Its error's text with its causes, or what the panic said, at most 1 KiB.
+    pub error: Arc<str>,
+}
+
+impl Settings {
+    /// More attempts than this are remembered by the first one and the latest ones.
+    const HISTORY: usize = 16;
+
+    pub(crate) fn remember(&mut self, record: AttemptRecord) {
+        if self.history.len() == Self::HISTORY {
+            self.history.remove(1);
+        }
+        self.history.push(record);
+    }
+}
+
+impl Task {
+    /// A task that calls `attempt` for each of its attempts.
+    #[track_caller]
+    pub fn new<F, Fut>(attempt: F) -> Self
+    where
+        F: Fn() -> Fut + Send + 'static,
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        Self(Node::new(Repeat::new(Plain(attempt)), Location::caller()))
+    }
+
+    /// A task that gives each of its attempts a clone of `state`.
+    #[track_caller]
+    pub fn with<S, F, Fut>(state: S, attempt: F) -> Self
+    where
+        S: Clone + Send + 'static,
+        F: Fn(S) -> Fut + Send + 'static,
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        Self(Node::new(
+            Repeat::new(WithState(state, attempt)),
+            Location::caller(),
+        ))
+    }
+
+    /// A task that is told about its attempt: its number, how the last one ended, what became of the
+    /// response, a cancellation token.
+    #[track_caller]
+    pub fn with_context<F, Fut>(attempt: F) -> Self
+    where
+        F: Fn(TaskContext) -> Fut + Send + 'static,
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        Self(Node::new(
+            Repeat::new(WithContext(attempt)),
+            Location::caller(),
+        ))
+    }
+
+    /// A plain future. It can be run only once: one attempt, and no replay if that fails.
+    #[track_caller]
+    pub fn once<Fut>(future: Fut) -> Self
+    where
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        Self(Node::new(Once::new(future), Location::caller()))
+    }
+
+    /// CPU-heavy or blocking work. It runs on a thread of the executor's own, not on the async
+    /// workers, and counts against
+    /// [`blocking_concurrency`](crate::ExecutorBuilder::blocking_concurrency). Nothing can stop it but
+    /// itself; see [`blocking_with_context`](Task::blocking_with_context).
+    #[track_caller]
+    pub fn blocking<F, R>(attempt: F) -> Self
+    where
+        F: Fn() -> R + Send + 'static,
+        R: TaskOutput + 'static,
+    {
+        let attempt = move |_: TaskContext| attempt();
+        Self(Node::new(Blocking::named::<F>(attempt), Location::caller()))
+    }
+
+    /// As [`blocking`](Task::blocking), told about its attempt: it should look at the context's
+    /// cancellation token from time to time.
+    #[track_caller]
+    pub fn blocking_with_context<F, R>(attempt: F) -> Self
+    where
+        F: Fn(TaskContext) -> R + Send + 'static,
+        R: TaskOutput + 'static,
+    {
+        Self(Node::new(Blocking::named::<F>(attempt), Location::caller()))
+    }
+
+    /// What it is called in logs, metrics and reports. Default: the path of the function that
+    /// registered it. Use few different names: they become metric labels.
+    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.0.settings_mut().name = Some(name.into().into());
+        self
+    }
+
+    /// When it is tried again. Default: the executor's.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.0.settings_mut().retry = Some(retry);
+        self
+    }
+
+    /// How long an attempt may take. Default: the executor's (60 s).
+    ///
+    /// It acts at await points: an attempt that never yields is reported as stuck instead. A blocking
+    /// one is reported, and its token cancelled; it keeps its place until it returns.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.0.settings_mut().timeout = Some(timeout);
+        self
+    }
+
+    /// Whether it runs, given what became of the response. Default: [`When::unless_failed`].
+    pub fn when(mut self, when: When) -> Self {
+        self.0.settings_mut().when = Some(when);
+        self
+    }
+
+    pub(crate) fn from_node(node: Node) -> Self {
+        Self(node)
+    }
+
+    pub(crate) fn into_node(self) -> Node {
+        self.0
+    }
+}
+
+impl<F, Fut> From<F> for Task
+where
+    F: Fn() -> Fut + Send + 'static,
+    Fut: Future<Output: TaskOutput> + Send + 'static,
+{
+    #[track_caller]
+    fn from(attempt: F) -> Self {
+        Task::new(attempt)
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task")
+            .field("name", &self.0.name().as_str())
+            .finish_non_exhaustive()
+    }
+}
