@@ -1,0 +1,180 @@
+//! What an executor is allowed, with the reason for each default.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::dead_letters::{DeadLetter, Hook};
+use super::{Executor, Shared};
+use crate::retry::{Retry, RetryBudget};
+use crate::sync::Arc;
+
+/// What happens to a new task when there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// The new task is rejected, and its handle says so. The default: what was accepted stays.
+    #[default]
+    Reject,
+    /// The oldest task that has not started makes room and becomes a dead letter; where there is none
+    /// (all are running, waiting for a retry or not yet released), the new one is rejected.
+    DropOldest,
+}
+
+/// Builds an [`Executor`].
+///
+/// | setting | default | reason |
+/// | --- | --- | --- |
+/// | [`concurrency`](Self::concurrency) | 64 | most side effects wait for a network; a pool or a peer seldom likes more from one process |
+/// | [`capacity`](Self::capacity) | 16,384 | at 64 bytes and a kilobyte of captures each, 17 MiB |
+/// | [`overflow`](Self::overflow) | reject the new one | what was accepted is a promise |
+/// | [`timeout`](Self::timeout) | 60 s | longer than any sane call, short enough to free a slot |
+/// | [`retry`](Self::retry) | see [`Retry`] | |
+/// | [`retry_budget`](Self::retry_budget) | 100 a second, 500 at once | see [`RetryBudget`] |
+/// | [`blocking_concurrency`](Self::blocking_concurrency) | 4 | CPU work gains nothing from more threads than cores |
+/// | [`dead_letters`](Self::dead_letters) | 1,024 | as many as a person will look at |
+/// | [`runtime`](Self::runtime) | that of the caller | |
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_defer::{Executor, Overflow};
+///
+/// let executor = Executor::builder()
+///     .concurrency(64)
+///     .capacity(65_536)
+///     .overflow(Overflow::Reject)
+///     .timeout(Duration::from_secs(20))
+///     .build();
+/// # let _ = executor;
+/// ```
+#[must_use = "call `build`"]
+pub struct ExecutorBuilder {
+    pub(crate) config: Config,
+}
+
+pub(crate) struct Config {
+    pub(crate) concurrency: usize,
+    pub(crate) capacity: usize,
+    pub(crate) overflow: Overflow,
+    pub(crate) timeout: Duration,
+    pub(crate) retry: Retry,
+    pub(crate) budget: RetryBudget,
+    pub(crate) blocking_concurrency: usize,
+    pub(crate) dead_letters: usize,
+    pub(crate) on_dead_letter: Option<Hook>,
+    pub(crate) runtime: Option<Handle>,
+}
+
+impl Default for ExecutorBuilder {
+    fn default() -> Self {
+        Self {
+            config: Config {
+                concurrency: 64,
+                capacity: 16_384,
+                overflow: Overflow::Reject,
+                timeout: Duration::from_secs(60),
+                retry: Retry::default(),
+                budget: RetryBudget::default(),
+                blocking_concurrency: 4,
+                dead_letters: 1024,
+                on_dead_letter: None,
+                runtime: None,
+            },
+        }
+    }
+}
+
+impl ExecutorBuilder {
+    /// Attempts of async tasks that run at once; at least 1. Waiting for a retry holds no slot.
+    ///
+    /// It bounds what *waits*. Tasks that keep a CPU busy hold the server's own threads, and no bound
+    /// protects the responses from them, unless it is smaller than the number of worker threads: give
+    /// such work a [`runtime`](Self::runtime) of its own, or make it
+    /// [blocking](crate::Task::blocking).
+    pub fn concurrency(mut self, attempts: usize) -> Self {
+        self.config.concurrency = attempts.max(1);
+        self
+    }
+
+    /// Accepted and unfinished tasks: registered, queued, running and waiting for a retry; at least 1.
+    /// A place is reserved when a task is registered.
+    pub fn capacity(mut self, tasks: usize) -> Self {
+        self.config.capacity = tasks.max(1);
+        self
+    }
+
+    /// What happens to a new task when there is no room.
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.config.overflow = overflow;
+        self
+    }
+
+    /// How long an attempt may take, where the task does not say so itself.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.config.timeout = timeout;
+        self
+    }
+
+    /// When a task is tried again, where it does not say so itself.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.config.retry = retry;
+        self
+    }
+
+    /// How many retries are started in a second. It delays them and never discards one.
+    pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
+        self.config.budget = budget;
+        self
+    }
+
+    /// Attempts of [blocking](crate::Task::blocking) tasks that run at once, each on a thread of its
+    /// own; at least 1.
+    pub fn blocking_concurrency(mut self, attempts: usize) -> Self {
+        self.config.blocking_concurrency = attempts.max(1);
+        self
+    }
+
+    /// How many dead letters are kept. When one more is born the oldest falls out, counted and logged.
+    pub fn dead_letters(mut self, letters: usize) -> Self {
+        self.config.dead_letters = letters;
+        self
+    }
+
+    /// Called with each task that is discarded, on the worker that discarded it. It must not block; a
+    /// panic in it is caught and logged.
+    pub fn on_dead_letter(mut self, hook: impl Fn(&DeadLetter) + Send + Sync + 'static) -> Self {
+        self.config.on_dead_letter = Some(Box::new(hook));
+        self
+    }
+
+    /// Runs async tasks on this runtime instead of that of the caller: CPU-heavy work then cannot take
+    /// the server's threads. The runtime must have its timer enabled, and outlive its work.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.config.runtime = Some(runtime);
+        self
+    }
+
+    /// Makes the executor. It starts nothing until a task needs it.
+    #[must_use]
+    pub fn build(self) -> Executor {
+        Executor::from_shared(Arc::new(Shared::new(self.config)))
+    }
+}
+
+impl fmt::Debug for ExecutorBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecutorBuilder")
+            .field("concurrency", &self.config.concurrency)
+            .field("capacity", &self.config.capacity)
+            .field("overflow", &self.config.overflow)
+            .field("timeout", &self.config.timeout)
+            .field("retry", &self.config.retry)
+            .field("retry_budget", &self.config.budget)
+            .field("blocking_concurrency", &self.config.blocking_concurrency)
+            .field("dead_letters", &self.config.dead_letters)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,44 @@
+//! Where tasks run: bounded in what it accepts, bounded in what runs at once, honest about the rest.
+//!
+//! It knows no HTTP and can be used without a request ([`Executor::submit`]).
+//!
+//! **Not `tokio::spawn`**, which bounds nothing, retries nothing, and forgets its tasks when the
+//! runtime ends. **Not `TaskTracker`**, which waits for them at shutdown and does no more. **Not a job
+//! queue**: tasks live in this process and die with it.
+//!
+//! The way of a task: [`admission`] reserves its place, [`queue`] holds it until a [`worker`] takes it,
+//! [`attempt`] runs it once, [`settle`] decides what its outcome means; then it is done, or a
+//! [`dead letter`](dead_letters), or [`waiting`] until its next attempt is due.
+
+mod admission;
+mod attempt;
+mod blocking;
+mod builder;
+mod counters;
+mod dead_letters;
+mod drain;
+mod groups;
+mod handle;
+mod queue;
+mod rejected;
+mod running;
+mod settle;
+mod shared;
+mod snapshot;
+mod task_handle;
+mod waiting;
+mod watch;
+mod worker;
+
+pub use builder::{ExecutorBuilder, Overflow};
+pub use dead_letters::{DeadLetter, DeadLetters, ReplayError};
+pub use drain::{DrainReport, Unfinished, UnfinishedState};
+pub use groups::DeadLetterGroup;
+pub(crate) use handle::located;
+pub use handle::{Executor, Permit, Reserve};
+pub use rejected::{Closed, RejectReason, Rejected};
+pub(crate) use running::Running;
+pub(crate) use shared::{Place, Shared, Source};
+pub use snapshot::{RunningTask, Snapshot};
+pub(crate) use task_handle::Cancel;
+pub use task_handle::TaskHandle;

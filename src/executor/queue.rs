@@ -1,0 +1,241 @@
+//! The one bounded queue, and which worker is told of it.
+//!
+//! Workers are started on demand and stay parked for a while. This file decides under one lock and
+//! does nothing else: whom to wake or that a worker is to be started is *returned*, so it can be model
+//! checked without a runtime.
+//!
+//! Invariants:
+//! 1. While the queue is not empty, some worker is awake or being woken (`searching`), or the last
+//!    attempt to start one failed for want of a runtime.
+//! 2. At most one worker is being woken at a time; it wakes the next one when it takes a task and
+//!    leaves others behind. A burst of one costs one wake-up, a burst of many a chain.
+//! 3. A worker in `idle` is parked and has not been told. It can be polled all the same, by a waker
+//!    that an old task left somewhere, and then stays parked.
+//! 4. A retry whose time has come goes before new work.
+//! 5. No task starts before its worker has yielded once since the task was pushed (see
+//!    [`Worker::seen`]): on HTTP/2 the response's last bytes are written by another task of the same
+//!    runtime, and a worker that was faster would delay them by its task.
+
+use std::task::{Poll, Waker};
+
+use crate::sync::Mutex;
+use crate::task::{Fifo, Link};
+
+#[derive(Debug)]
+pub(crate) struct Queue<T: Link> {
+    max_workers: usize,
+    state: Mutex<State<T>>,
+}
+
+#[derive(Debug)]
+struct State<T: Link> {
+    due: Fifo<T>,
+    ready: Fifo<T>,
+    /// How many have ever been pushed to `ready`, and taken from it.
+    pushed: u64,
+    taken: u64,
+    idle: Vec<Parked>,
+    live: usize,
+    next_worker: u64,
+    searching: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    worker: u64,
+    waker: Waker,
+}
+
+/// What a worker knows of itself.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    id: u64,
+    parked: bool,
+    /// What was pushed before this number has had its yield.
+    seen: u64,
+}
+
+/// What the caller has to do, without holding the lock.
+#[must_use]
+#[derive(Debug)]
+pub(crate) enum Wake {
+    Nobody,
+    Unpark(Waker),
+    Start(Worker),
+}
+
+/// What a worker does next.
+#[derive(Debug)]
+pub(crate) enum Next<T> {
+    Run(T),
+    YieldFirst,
+}
+
+impl<T: Link> Queue<T> {
+    pub(crate) fn new(max_workers: usize) -> Self {
+        Self {
+            max_workers: max_workers.max(1),
+            state: Mutex::new(State {
+                due: Fifo::new(),
+                ready: Fifo::new(),
+                pushed: 0,
+                taken: 0,
+                idle: Vec::new(),
+                live: 0,
+                next_worker: 0,
+                searching: None,
+            }),
+        }
+    }
+
+    pub(crate) fn push(&self, items: Fifo<T>) -> Wake {
+        let mut state = self.state.lock();
+        state.pushed += items.len() as u64;
+        if state.ready.is_empty() {
+            state.ready = items;
+        } else {
+            state.ready.append(items);
+        }
+        self.pick(&mut state)
+    }
+
+    pub(crate) fn push_due(&self, items: Fifo<T>) -> Wake {
+        let mut state = self.state.lock();
+        state.due.append(items);
+        self.pick(&mut state)
+    }
+
+    /// The next step of a worker; pending means that it is parked.
+    pub(crate) fn poll_next(&self, worker: &mut Worker, waker: &Waker) -> (Poll<Next<T>>, Wake) {
+        let mut state = self.state.lock();
+        if state.searching == Some(worker.id) {
+            state.searching = None;
+            worker.parked = false;
+        } else if worker.parked {
+            // Invariant 3.
+            if let Some(parked) = state.idle.iter_mut().find(|p| p.worker == worker.id) {
+                parked.waker.clone_from(waker);
+            }
+            return (Poll::Pending, Wake::Nobody);
+        }
+        let next = match state.due.pop() {
+            Some(item) => Some(item),
+            None if state.ready.is_empty() => None,
+            None if state.taken >= worker.seen => {
+                // Invariant 5.
+                worker.seen = state.pushed;
+                return (Poll::Ready(Next::YieldFirst), Wake::Nobody);
+            }
+            None => {
+                state.taken += 1;
+                state.ready.pop()
+            }
+        };
+        match next {
+            Some(item) => (Poll::Ready(Next::Run(item)), self.pick(&mut state)),
+            None => {
+                worker.parked = true;
+                state.idle.push(Parked {
+                    worker: worker.id,
+                    waker: waker.clone(),
+                });
+                (Poll::Pending, Wake::Nobody)
+            }
+        }
+    }
+
+    /// A parked worker's time is over: whether it may end.
+    pub(crate) fn expire(&self, worker: &Worker) -> bool {
+        let mut state = self.state.lock();
+        let Some(at) = state.idle.iter().position(|p| p.worker == worker.id) else {
+            return false;
+        };
+        state.idle.swap_remove(at);
+        state.live -= 1;
+        true
+    }
+
+    /// A worker that did not [`expire`](Self::expire) is gone: its runtime ended, or it could not be
+    /// started. What it was told is told to another.
+    pub(crate) fn leave(&self, worker: &Worker) -> Wake {
+        let mut state = self.state.lock();
+        state.idle.retain(|p| p.worker != worker.id);
+        state.live -= 1;
+        if state.searching == Some(worker.id) {
+            state.searching = None;
+        }
+        self.pick(&mut state)
+    }
+
+    /// A worker that was to be started cannot be.
+    pub(crate) fn abandon(&self, worker: &Worker) {
+        let mut state = self.state.lock();
+        state.live -= 1;
+        if state.searching == Some(worker.id) {
+            state.searching = None;
+        }
+    }
+
+    /// Takes the oldest of the new tasks.
+    pub(crate) fn pop_oldest(&self) -> Option<T> {
+        let mut state = self.state.lock();
+        let item = state.ready.pop()?;
+        state.taken += 1;
+        Some(item)
+    }
+
+    pub(crate) fn remove(&self, is_it: impl FnMut(&T) -> bool) -> Option<T> {
+        let mut state = self.state.lock();
+        let item = state.ready.remove(is_it)?;
+        state.taken += 1;
+        Some(item)
+    }
+
+    pub(crate) fn take_all(&self) -> (Fifo<T>, Fifo<T>) {
+        let mut state = self.state.lock();
+        state.taken = state.pushed;
+        let ready = std::mem::replace(&mut state.ready, Fifo::new());
+        let due = std::mem::replace(&mut state.due, Fifo::new());
+        (ready, due)
+    }
+
+    /// How many wait for a worker.
+    pub(crate) fn len(&self) -> usize {
+        let state = self.state.lock();
+        state.ready.len() + state.due.len()
+    }
+
+    /// Looks at what waits, under the lock: the oldest new task first, then all of them.
+    pub(crate) fn inspect<R>(
+        &self,
+        oldest: impl FnOnce(Option<&mut T>) -> R,
+        mut each: impl FnMut(&T),
+    ) -> R {
+        let mut state = self.state.lock();
+        state.ready.for_each(&mut each);
+        state.due.for_each(&mut each);
+        oldest(state.ready.peek())
+    }
+
+    fn pick(&self, state: &mut State<T>) -> Wake {
+        if state.searching.is_some() || (state.ready.is_empty() && state.due.is_empty()) {
+            return Wake::Nobody;
+        }
+        if let Some(parked) = state.idle.pop() {
+            state.searching = Some(parked.worker);
+            return Wake::Unpark(parked.waker);
+        }
+        if state.live == self.max_workers {
+            return Wake::Nobody;
+        }
+        let id = state.next_worker;
+        state.next_worker += 1;
+        state.live += 1;
+        state.searching = Some(id);
+        Wake::Start(Worker {
+            id,
+            parked: false,
+            seen: 0,
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! The watch: reports attempts that run on past their timeout without being stoppable.
+//!
+//! A timeout acts at an await point. A task that never reaches one, and a blocking task, can only be
+//! reported; and because a task that never yields may hold the runtime's only thread, the one who
+//! reports must be a thread of its own. It looks twice a second while something runs, measures real
+//! time by itself, and so costs an attempt nothing but one relaxed load.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use crate::clock;
+use crate::observe;
+use crate::sync::{Arc, AtomicBool, Ordering, Weak};
+use crate::task::TaskId;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// After so many looks at nothing the thread ends; the next attempt starts another.
+const IDLE_LOOKS: u32 = 20;
+
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    awake: Awake,
+}
+
+#[derive(Debug)]
+struct Awake(AtomicBool);
+
+impl Default for Awake {
+    fn default() -> Self {
+        Self(AtomicBool::new(false))
+    }
+}
+
+impl Watch {
+    /// Called before an attempt. Relaxed: a watch that starts one attempt late has missed nothing
+    /// that lasts.
+    pub(super) fn wake(&self, shared: &Arc<Shared>) {
+        if self.awake.0.load(Ordering::Relaxed) || self.awake.0.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let watched = Arc::downgrade(shared);
+        let started = std::thread::Builder::new()
+            .name("tower-defer-watch".to_owned())
+            .spawn(move || watch(&watched));
+        if let Err(error) = started {
+            self.awake.0.store(false, Ordering::Relaxed);
+            observe::no_thread(&error);
+        }
+    }
+}
+
+fn watch(watched: &Weak<Shared>) {
+    let mut seen: HashMap<(TaskId, u32), Instant> = HashMap::new();
+    let mut looks_at_nothing = 0;
+    loop {
+        std::thread::park_timeout(INTERVAL);
+        let Some(shared) = watched.upgrade() else {
+            return;
+        };
+        look(&shared, &mut seen, clock::real_now());
+        if !seen.is_empty() {
+            looks_at_nothing = 0;
+            continue;
+        }
+        looks_at_nothing += 1;
+        if looks_at_nothing >= IDLE_LOOKS {
+            shared.watch.awake.0.store(false, Ordering::Relaxed);
+            return;
+        }
+    }
+}
+
+/// One look: what has been seen running for longer than its limit is stuck.
+fn look(shared: &Shared, seen: &mut HashMap<(TaskId, u32), Instant>, now: Instant) {
+    let mut running = HashMap::new();
+    for slot in shared.slots.all() {
+        slot.with(|attempt| {
+            let key = (attempt.id, attempt.attempt);
+            let since = seen.get(&key).copied().unwrap_or(now);
+            running.insert(key, since);
+            let ran = now.duration_since(since);
+            if ran <= attempt.limit {
+                return;
+            }
+            let first = attempt.stuck.replace(ran).is_none();
+            if let Some(token) = &attempt.token {
+                token.cancel();
+            }
+            if first && !attempt.abandoned {
+                shared.counters.stuck.add(1);
+                observe::stuck(attempt, ran);
+            }
+        });
+    }
+    *seen = running;
+}
