@@ -1,0 +1,197 @@
+//! [`Defer`]: what a handler holds.
+
+use std::fmt;
+use std::panic::Location;
+
+use http::Extensions;
+
+use super::registration::DeferReserve;
+use super::{Collector, MissingLayer};
+use crate::executor::{Executor, Place, RejectReason, Rejected, TaskHandle, located};
+use crate::response::ResponseInfo;
+use crate::sync::Arc;
+use crate::task::{Node, Origin, Task, TaskOutput};
+
+/// The handle to defer work with, found in the extensions of a request that passed a
+/// [`DeferLayer`](crate::DeferLayer).
+///
+/// What is registered runs when the response is out, and a clone of the handle never delays that.
+/// Registered after it, through a clone, a task starts at once, with the recorded response as its
+/// condition.
+///
+/// With the feature `axum` it is an extractor; elsewhere [`from_extensions`](Defer::from_extensions)
+/// reads it.
+#[derive(Clone)]
+pub struct Defer {
+    collector: Arc<Collector>,
+    /// Another executor than that of the outermost layer.
+    executor: Option<Executor>,
+}
+
+impl Defer {
+    pub(crate) fn new(collector: Arc<Collector>) -> Self {
+        Self {
+            collector,
+            executor: None,
+        }
+    }
+
+    /// The handle of a request that has passed a [`DeferLayer`](crate::DeferLayer).
+    ///
+    /// # Errors
+    ///
+    /// [`MissingLayer`], which says which line to add.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::Defer;
+    ///
+    /// # fn handler<B>(request: http::Request<B>) -> Result<(), tower_defer::MissingLayer> {
+    /// let defer = Defer::from_extensions(request.extensions())?;
+    /// defer.run(|| async { println!("the response is out") });
+    /// # Ok(()) }
+    /// ```
+    pub fn from_extensions(extensions: &Extensions) -> Result<Self, MissingLayer> {
+        extensions.get::<Self>().cloned().ok_or(MissingLayer(()))
+    }
+
+    /// Registers a task: a closure that makes a future, or a [`Task`] with settings. It runs after the
+    /// response, on the executor, and is retried when it returns an error.
+    ///
+    /// Where there is no room, the executor's overflow policy decides; the handle says whether the
+    /// task was accepted. One that was not is dropped, counted and logged: where that is not good
+    /// enough, use [`try_run`](Self::try_run) or [`reserve`](Self::reserve).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_defer::Defer;
+    /// # async fn start_trial(_: i64) -> Result<(), std::io::Error> { Ok(()) }
+    /// # fn handler(defer: Defer) {
+    /// let user = 17;
+    /// defer.run(move || start_trial(user));
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn run(&self, task: impl Into<Task>) -> TaskHandle {
+        let node = located(task.into(), Location::caller());
+        let executor = self.executor();
+        let registered = match executor.shared().admit() {
+            Ok(place) => self.register(node, place),
+            Err(reason) => Err((node, reason)),
+        };
+        registered.unwrap_or_else(|(node, reason)| {
+            executor.shared().reject(&node, reason);
+            TaskHandle::rejected(reason)
+        })
+    }
+
+    /// Registers a task that gives each of its attempts a clone of `state`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_defer::Defer;
+    /// # #[derive(Clone)] struct App;
+    /// # impl App { async fn welcome(&self, _: i64) -> Result<(), std::io::Error> { Ok(()) } }
+    /// # fn handler(defer: Defer, app: App) {
+    /// let user = 17;
+    /// defer.run_with(app.clone(), move |app| async move { app.welcome(user).await });
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn run_with<S, F, Fut>(&self, state: S, attempt: F) -> TaskHandle
+    where
+        S: Clone + Send + 'static,
+        F: Fn(S) -> Fut + Send + 'static,
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.run(Task::with(state, attempt))
+    }
+
+    /// Registers a task, or gives it back where there is no room, whatever the overflow policy: the
+    /// handler can still answer 503.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`], with the task and the reason.
+    #[track_caller]
+    pub fn try_run(&self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into(), Location::caller());
+        let executor = self.executor();
+        let registered = match executor.shared().try_admit() {
+            Ok(place) => self.register(node, place),
+            Err(reason) => Err((node, reason)),
+        };
+        registered.map_err(|(node, reason)| {
+            executor.shared().reject(&node, reason);
+            Rejected::new(Task::from_node(node), reason)
+        })
+    }
+
+    /// Waits for room for one task and reserves it. Served in order. Put a timeout around it: the
+    /// client is waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`](crate::Closed) once the executor has been drained.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the line; a place that it had been given already goes to the next.
+    pub fn reserve(&self) -> DeferReserve {
+        DeferReserve::new(self.clone(), self.executor().reserve())
+    }
+
+    /// The same handle, for tasks that run on another executor: one per resource keeps a slow peer
+    /// from holding up the rest.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_defer::{Defer, Executor};
+    /// # async fn render(_: i64) {}
+    /// # fn handler(defer: Defer, mailer: Executor) {
+    /// defer.on(&mailer).run(|| render(17));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on(&self, executor: &Executor) -> Self {
+        Self {
+            collector: self.collector.clone(),
+            executor: Some(executor.clone()),
+        }
+    }
+
+    /// What became of the response, once it is out.
+    pub fn response(&self) -> Option<&ResponseInfo> {
+        self.collector.response()
+    }
+
+    pub(crate) fn register(
+        &self,
+        node: Node,
+        place: Place,
+    ) -> Result<TaskHandle, (Node, RejectReason)> {
+        self.collector.register(self.executor(), node, place)
+    }
+
+    /// For an inner layer: the same request, another executor.
+    pub(crate) fn inner(&self, executor: &Executor) -> Self {
+        self.collector.join(executor);
+        self.on(executor)
+    }
+
+    pub(super) fn executor(&self) -> &Executor {
+        self.executor
+            .as_ref()
+            .unwrap_or(&self.collector.scope().executor)
+    }
+}
+
+impl fmt::Debug for Defer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Defer").field(&self.collector).finish()
+    }
+}

@@ -1,0 +1,28 @@
+//! What a layer gives to the requests that pass it.
+
+use std::time::Duration;
+
+use super::sweep::Sweep;
+use crate::executor::{Executor, Source};
+use crate::sync::{Arc, Weak};
+
+/// One per layer, shared by its requests.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    pub(crate) executor: Executor,
+    pub(crate) max_tasks: usize,
+    pub(crate) sweep: Arc<Sweep>,
+}
+
+impl Scope {
+    pub(crate) fn new(executor: Executor, max_tasks: usize, max_hold: Duration) -> Arc<Self> {
+        let sweep = Arc::new(Sweep::new(max_hold));
+        let source: Weak<Sweep> = Arc::downgrade(&sweep);
+        executor.shared().attach(source as Weak<dyn Source>);
+        Arc::new(Self {
+            executor,
+            max_tasks,
+            sweep,
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! The sweep: no client holds the work hostage.
+//!
+//! A response whose client takes nothing is released after `max_hold`. One coarse look at all held
+//! responses, four times per `max_hold`, instead of a timer per request: a stall is noticed after one
+//! to one and a quarter times `max_hold`.
+
+use std::time::Duration;
+
+use super::Collector;
+use crate::executor::{Shared, Source};
+use crate::observe;
+use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
+
+/// Looks per `max_hold`.
+const LOOKS: u32 = 4;
+
+/// The signs of life of a response. Relaxed throughout: each is a fact by itself, and a stale one only
+/// makes the sweep look once more.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// The sweep's count at the last sign of life.
+    at: AtomicU32,
+    /// The response is in the server's hands.
+    begun: AtomicBool,
+    /// Its body waits for its own next frame.
+    idle: AtomicBool,
+    bytes: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self {
+            at: AtomicU32::new(0),
+            begun: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn begin(&self, now: u32) {
+        self.at.store(now, Ordering::Relaxed);
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn mark(&self, now: u32, idle: bool) {
+        self.at.store(now, Ordering::Relaxed);
+        self.idle.store(idle, Ordering::Relaxed);
+    }
+
+    pub(super) fn count(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing has happened for more than [`LOOKS`] looks, though the server has something to
+    /// send. A body that waits for its own next frame, with nothing of it under way, is not stalled.
+    fn is_stalled(&self, now: u32, holders: usize) -> bool {
+        let waits_for_itself = self.idle.load(Ordering::Relaxed) && holders <= 1;
+        self.begun.load(Ordering::Relaxed)
+            && !waits_for_itself
+            && now.wrapping_sub(self.at.load(Ordering::Relaxed)) > LOOKS
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Sweep {
+    max_hold: Duration,
+    /// How many looks there have been.
+    count: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Vec<Option<Arc<Collector>>>,
+    free: Vec<usize>,
+    runs: bool,
+}
+
+impl State {
+    fn is_empty(&self) -> bool {
+        self.held.len() == self.free.len()
+    }
+}
+
+impl Sweep {
+    pub(crate) fn new(max_hold: Duration) -> Self {
+        Self {
+            max_hold,
+            count: AtomicU32::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    pub(super) fn now(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Watches a response. Returns its place, and whether the sweep has to be started.
+    pub(super) fn add(&self, collector: Arc<Collector>) -> (usize, bool) {
+        let mut state = self.state.lock();
+        let place = match state.free.pop() {
+            Some(place) => {
+                state.held[place] = Some(collector);
+                place
+            }
+            None => {
+                state.held.push(Some(collector));
+                state.held.len() - 1
+            }
+        };
+        let start = !state.runs;
+        state.runs = true;
+        (place, start)
+    }
+
+    pub(super) fn remove(&self, place: usize) {
+        let mut state = self.state.lock();
+        let removed = state.held[place].take();
+        state.free.push(place);
+        drop(state);
+        // Not under the lock: it may be the last one.
+        drop(removed);
+    }
+
+    pub(super) fn start(self: &Arc<Self>, shared: &Shared) {
+        let running = Running {
+            sweep: self.clone(),
+            ended: false,
+        };
+        if shared.spawn(running.run()).is_none() {
+            observe::no_runtime();
+        }
+    }
+
+    fn look(&self) {
+        let now = self.count.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        for collector in self.all() {
+            if collector.progress().is_stalled(now, collector.holders()) {
+                observe::stalled(collector.force());
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Collector>> {
+        self.state.lock().held.iter().flatten().cloned().collect()
+    }
+}
+
+impl Source for Sweep {
+    fn release_now(&self) {
+        for collector in self.all() {
+            collector.force();
+        }
+    }
+}
+
+/// The task that looks. It ends when it finds nothing to look at, and is started anew when there is.
+struct Running {
+    sweep: Arc<Sweep>,
+    ended: bool,
+}
+
+impl Running {
+    async fn run(mut self) {
+        let pause = (self.sweep.max_hold / LOOKS).max(Duration::from_millis(1));
+        loop {
+            tokio::time::sleep(pause).await;
+            self.sweep.look();
+            let mut state = self.sweep.state.lock();
+            if state.is_empty() {
+                state.runs = false;
+                // What a burst left behind.
+                state.held = Vec::new();
+                state.free = Vec::new();
+                drop(state);
+                self.ended = true;
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    /// Its runtime ended: the next registration starts it on another.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.sweep.state.lock().runs = false;
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! [`DeferBody`]: from the head to the last byte.
+//!
+//! Everything is passed on as it is: frames, trailers, errors, `size_hint`, `is_end_stream`. Where
+//! something has been registered, each chunk carries a guard besides, and the release comes when the
+//! server has let go of the last one: it drops a chunk when it has been written, and a body long
+//! before that.
+
+use std::fmt;
+use std::fmt::Write as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+
+use super::future::grpc_status;
+use crate::defer::{Ending, Hold};
+use crate::response::{BodySeen, classify};
+use crate::sync::Arc;
+use crate::task::bounded_text;
+
+/// A response body behind a [`DeferLayer`](crate::DeferLayer).
+#[pin_project]
+#[derive(Debug)]
+pub struct DeferBody<B> {
+    #[pin]
+    inner: B,
+    /// None where nobody can have registered anything. After `inner`, so that it is dropped after it:
+    /// what the inner body holds (permits, connections, spans) is free when a task starts.
+    watch: Option<Watch>,
+}
+
+/// What is seen of a body. Its drop says how it ended.
+#[derive(Debug)]
+pub(super) struct Watch {
+    hold: Hold,
+    seen: BodySeen,
+    grpc_status: Option<i32>,
+    error: Option<Arc<str>>,
+    /// We are within the inner body: dropped now, it has panicked.
+    entered: bool,
+}
+
+impl<B> DeferBody<B> {
+    pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
+        Self { inner, watch }
+    }
+}
+
+impl<B> Body for DeferBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: fmt::Display,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let mut this = self.project();
+        let Some(watch) = this.watch else {
+            return this.inner.poll_frame(cx);
+        };
+        watch.entered = true;
+        let polled = this.inner.as_mut().poll_frame(cx);
+        watch.entered = false;
+        watch.mark(polled.is_pending());
+        match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => {
+                watch.seen.ended = true;
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                watch.failed(&error);
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                let frame = watch.frame(frame);
+                watch.seen.ended |= this.inner.is_end_stream();
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Watch {
+    pub(super) fn new(hold: Hold, seen: BodySeen) -> Self {
+        Self {
+            hold,
+            seen,
+            grpc_status: None,
+            error: None,
+            entered: false,
+        }
+    }
+
+    fn mark(&self, idle: bool) {
+        if self.hold.collector().is_used() {
+            self.hold.mark(idle);
+        }
+    }
+
+    fn frame(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let frame = match frame.into_data() {
+            Ok(chunk) => {
+                self.seen.yielded += chunk.len() as u64;
+                self.hold.count_bytes(self.seen.yielded);
+                return Frame::data(self.guard(chunk));
+            }
+            Err(frame) => frame,
+        };
+        if let Some(trailers) = frame.trailers_ref() {
+            self.seen.ended = true;
+            self.grpc_status = grpc_status(trailers);
+        }
+        frame
+    }
+
+    /// A chunk that tells when the server lets go of it.
+    fn guard(&self, chunk: Bytes) -> Bytes {
+        if chunk.is_empty() || !self.hold.collector().is_used() {
+            return chunk;
+        }
+        Bytes::from_owner(Guarded {
+            chunk,
+            hold: self.hold.another(),
+        })
+    }
+
+    fn failed<E: fmt::Display>(&mut self, error: &E) {
+        self.seen.failed = true;
+        // The one place on the response's path that runs code of the user's, because the error goes to
+        // the server and its text would be lost; bounded, and a panic in it is caught.
+        self.error = Some(bounded_text(|out| write!(out, "{error}")).into());
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.entered {
+            self.seen.failed = true;
+            self.error = Some("the body panicked".into());
+        }
+        self.mark(false);
+        let collector = self.hold.collector();
+        collector.end(Ending {
+            end: classify(self.seen),
+            grpc_status: self.grpc_status,
+            bytes: self.seen.yielded,
+            body_error: self.error.take(),
+        });
+        collector.close();
+    }
+}
+
+/// A chunk in the server's hands.
+struct Guarded {
+    chunk: Bytes,
+    hold: Hold,
+}
+
+impl AsRef<[u8]> for Guarded {
+    fn as_ref(&self) -> &[u8] {
+        &self.chunk
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.hold.mark(false);
+    }
+}

@@ -1,0 +1,120 @@
+//! [`DeferLayer`]: the line that a user adds.
+
+use std::time::Duration;
+
+use tower_layer::Layer;
+
+use super::DeferService;
+use crate::defer::Scope;
+use crate::executor::{DrainReport, Executor};
+use crate::sync::Arc;
+
+/// Puts a [`Defer`](crate::Defer) into the extensions of every request, and runs what is registered
+/// there after the response is out.
+///
+/// Add it last (axum: outermost), so that nothing outside it holds the body back or sees its end first.
+/// With axum it is cheaper, and exact for HEAD, around the finished router than through
+/// `Router::layer`: `let app = defer.layer(router)`.
+///
+/// Cheap to clone; clones share the executor. Keep one for the shutdown.
+///
+/// | setting | default | reason |
+/// | --- | --- | --- |
+/// | [`executor`](Self::executor) | one of its own, with the defaults of [`ExecutorBuilder`](crate::ExecutorBuilder) | |
+/// | [`max_tasks_per_request`](Self::max_tasks_per_request) | 1,024 | one request cannot take the room of all |
+/// | [`max_hold`](Self::max_hold) | 30 s | longer than a bad network's pause, short enough that a client cannot hold the work hostage |
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_defer::{DeferLayer, Executor};
+///
+/// let executor = Executor::builder().concurrency(16).build();
+/// let layer = DeferLayer::new().executor(executor.clone()).max_hold(Duration::from_secs(10));
+/// # let _ = layer;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it is added to a service"]
+pub struct DeferLayer {
+    scope: Arc<Scope>,
+    settings: Settings,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    max_tasks: usize,
+    max_hold: Duration,
+}
+
+impl DeferLayer {
+    /// A layer with an executor of its own and the defaults above.
+    pub fn new() -> Self {
+        let settings = Settings {
+            max_tasks: 1024,
+            max_hold: Duration::from_secs(30),
+        };
+        Self::with(Executor::new(), settings)
+    }
+
+    /// Runs the tasks on this executor, which may be shared with other layers.
+    pub fn executor(self, executor: Executor) -> Self {
+        Self::with(executor, self.settings)
+    }
+
+    /// How many tasks a request may register; at least 1.
+    pub fn max_tasks_per_request(self, tasks: usize) -> Self {
+        let settings = Settings {
+            max_tasks: tasks.max(1),
+            ..self.settings
+        };
+        Self::with(self.scope.executor.clone(), settings)
+    }
+
+    /// How long a response may make no progress (no frame asked for, no chunk taken) before its tasks
+    /// are released all the same, with [`End::Stalled`](crate::End::Stalled). Coarse: up to a quarter
+    /// later. A stream that waits for its own next item is not stalled.
+    pub fn max_hold(self, time: Duration) -> Self {
+        let settings = Settings {
+            max_hold: time,
+            ..self.settings
+        };
+        Self::with(self.scope.executor.clone(), settings)
+    }
+
+    /// The executor: for its snapshot, its dead letters, and tasks without a request.
+    #[must_use]
+    pub fn get_executor(&self) -> &Executor {
+        &self.scope.executor
+    }
+
+    /// Shorthand for [`Executor::drain`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Executor::drain`].
+    pub async fn drain(&self, within: Duration) -> DrainReport {
+        self.scope.executor.drain(within).await
+    }
+
+    fn with(executor: Executor, settings: Settings) -> Self {
+        Self {
+            scope: Scope::new(executor, settings.max_tasks, settings.max_hold),
+            settings,
+        }
+    }
+}
+
+impl Default for DeferLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> Layer<S> for DeferLayer {
+    type Service = DeferService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        DeferService::new(inner, self.scope.clone())
+    }
+}

@@ -1,0 +1,56 @@
+//! [`DeferService`]: a request goes in with a handle.
+
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::future::Unanswered;
+use super::{DeferBody, DeferFuture};
+use crate::defer::{Collector, Defer, Scope};
+use crate::sync::Arc;
+
+/// A service behind a [`DeferLayer`](crate::DeferLayer).
+#[derive(Clone, Debug)]
+pub struct DeferService<S> {
+    inner: S,
+    scope: Arc<Scope>,
+}
+
+impl<S> DeferService<S> {
+    pub(crate) fn new(inner: S, scope: Arc<Scope>) -> Self {
+        Self { inner, scope }
+    }
+}
+
+impl<S, ReqB, ResB> Service<Request<ReqB>> for DeferService<S>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>>,
+    ResB: http_body::Body<Data = bytes::Bytes>,
+    ResB::Error: std::fmt::Display,
+{
+    type Response = Response<DeferBody<ResB>>;
+    type Error = S::Error;
+    type Future = DeferFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
+        if let Some(outer) = request.extensions().get::<Defer>() {
+            // An inner layer: one collector per request, so that nothing fires before the outer body
+            // is out.
+            let inner = outer.inner(&self.scope.executor);
+            request.extensions_mut().insert(inner);
+            return DeferFuture::inner(self.inner.call(request));
+        }
+        let collector = Collector::open(self.scope.clone());
+        // From here on, so that a panic in the inner `call` is seen as one.
+        let mut unanswered = Unanswered::new(collector.clone(), &request);
+        request.extensions_mut().insert(Defer::new(collector));
+        let future = self.inner.call(request);
+        unanswered.left();
+        DeferFuture::new(future, unanswered)
+    }
+}
