@@ -36,8 +36,10 @@ pub(crate) struct Shared {
     pub(super) drain: Drain,
     pub(super) watch: Watch,
     complaint: observe::Complaint,
-    /// Requests that may still register a task.
-    open_requests: AtomicUsize,
+    /// Requests whose handler has not answered.
+    handlers: AtomicUsize,
+    /// Responses under way from which a task may still be registered.
+    responses: AtomicUsize,
     /// Whoever waits for the executor to be quiet.
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
@@ -48,8 +50,9 @@ pub(crate) struct Shared {
 
 /// What holds tasks that are not released yet; a drain can ask for them.
 pub(crate) trait Source: Send + Sync {
-    /// Releases what it holds now, without waiting for the response.
-    fn release_now(&self);
+    /// Releases what it holds, without waiting for the responses; with `handlers`, also the tasks of
+    /// requests whose handler has not answered yet.
+    fn release_now(&self, handlers: bool);
 }
 
 /// A reserved place in the capacity. Given back when dropped.
@@ -70,7 +73,8 @@ impl Shared {
             drain: Drain::default(),
             watch: Watch::default(),
             complaint: observe::Complaint::default(),
-            open_requests: AtomicUsize::new(0),
+            handlers: AtomicUsize::new(0),
+            responses: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
@@ -254,17 +258,34 @@ impl Shared {
     }
 
     pub(crate) fn request_opened(&self) {
-        self.open_requests.fetch_add(1, Ordering::SeqCst);
+        self.handlers.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(crate) fn request_closed(&self) {
-        if self.open_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
+    /// The handler has answered (or there will be no answer). `open`: tasks may still be registered
+    /// until [`response_closed`](Self::response_closed).
+    pub(crate) fn request_answered(&self, open: bool) {
+        if open {
+            // Before the other, so that a drain never sees neither.
+            self.responses.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.handlers.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.tell_if_quiet();
         }
     }
 
-    pub(super) fn open_requests(&self) -> usize {
-        self.open_requests.load(Ordering::SeqCst)
+    pub(crate) fn response_closed(&self) {
+        if self.responses.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tell_if_quiet();
+        }
+    }
+
+    /// Requests that may still register a task: those whose handler has not answered, and those whose
+    /// response is under way.
+    pub(super) fn open_requests(&self) -> (usize, usize) {
+        (
+            self.handlers.load(Ordering::SeqCst),
+            self.responses.load(Ordering::SeqCst),
+        )
     }
 
     /// The one who waits counts itself and then looks, the one who tells changes and then looks for
@@ -282,14 +303,16 @@ impl Shared {
     }
 
     /// Releases what requests still hold.
-    pub(crate) fn release_sources(&self) {
+    pub(crate) fn release_sources(&self, handlers: bool) {
         let sources: Vec<_> = self
             .sources
             .lock()
             .iter()
             .filter_map(Weak::upgrade)
             .collect();
-        sources.iter().for_each(|source| source.release_now());
+        sources
+            .iter()
+            .for_each(|source| source.release_now(handlers));
     }
 
     /// Removes a queued task; whether there was one.
