@@ -10,6 +10,7 @@ use super::blocking::BlockingLane;
 use super::builder::{Config, Overflow};
 use super::counters::Counters;
 use super::dead_letters::Letters;
+use super::dedicated::OwnRuntime;
 use super::drain::Drain;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
     last_runtime: Mutex<Option<Handle>>,
+    own_runtime: OwnRuntime,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
@@ -78,6 +80,7 @@ impl Shared {
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
+            own_runtime: OwnRuntime::default(),
             sources: Mutex::new(Vec::new()),
             config,
         }
@@ -234,6 +237,9 @@ impl Shared {
         if let Some(runtime) = &self.config.runtime {
             return Some(runtime.clone());
         }
+        if let Some(threads) = self.config.threads {
+            return self.own_runtime.handle(threads);
+        }
         match Handle::try_current() {
             Ok(current) => {
                 *self.last_runtime.lock() = Some(current.clone());
@@ -245,7 +251,8 @@ impl Shared {
 
     /// Remembers the caller's runtime, for a release that happens outside of one.
     pub(crate) fn remember_runtime(&self) {
-        if self.config.runtime.is_none() && self.last_runtime.lock().is_none() {
+        let has_its_own = self.config.runtime.is_some() || self.config.threads.is_some();
+        if !has_its_own && self.last_runtime.lock().is_none() {
             *self.last_runtime.lock() = Handle::try_current().ok();
         }
     }
