@@ -38,6 +38,9 @@ struct Beside {
     follows: Option<tracing::span::Id>,
     place_in_sweep: Option<usize>,
     head: Option<(Head, Tick)>,
+    /// From the trailers. Not a part of the ending: a release by force comes before that, and must
+    /// know all the same that the call failed.
+    grpc_status: Option<i32>,
     ending: Option<Ending>,
     elsewhere: Vec<Elsewhere>,
 }
@@ -61,7 +64,6 @@ pub(crate) struct Head {
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     pub(crate) end: End,
-    pub(crate) grpc_status: Option<i32>,
     pub(crate) bytes: u64,
     pub(crate) body_error: Option<Arc<str>>,
 }
@@ -71,7 +73,6 @@ impl Ending {
     pub(crate) fn without_response(end: End) -> Self {
         Self {
             end,
-            grpc_status: None,
             bytes: 0,
             body_error: None,
         }
@@ -200,6 +201,12 @@ impl Collector {
         true
     }
 
+    /// The trailers are in the server's hands, with the status of a gRPC call.
+    pub(crate) fn trailers(&self, grpc_status: i32) {
+        self.gate
+            .with(|_, beside| beside.grpc_status = Some(grpc_status));
+    }
+
     /// The response is over; it is released when the last chunk of it has left.
     pub(crate) fn end(&self, ending: Ending) {
         self.gate.with(|_, beside| beside.ending = Some(ending));
@@ -300,7 +307,6 @@ impl Beside {
             .filter(|_| !forced)
             .unwrap_or_else(|| Ending {
                 end: End::Stalled,
-                grpc_status: None,
                 bytes: progress.bytes(),
                 body_error: None,
             });
@@ -314,7 +320,7 @@ impl Beside {
         };
         ResponseInfo {
             status: head.map(|(head, _)| head.status),
-            grpc_status: ending
+            grpc_status: self
                 .grpc_status
                 .or(head.and_then(|(head, _)| head.grpc_status)),
             end: ending.end,

@@ -36,7 +36,6 @@ pub struct DeferBody<B> {
 pub(super) struct Watch {
     hold: Hold,
     seen: BodySeen,
-    grpc_status: Option<i32>,
     error: Option<Arc<str>>,
     /// We are within the inner body: dropped now, it has panicked.
     entered: bool,
@@ -100,7 +99,6 @@ impl Watch {
         Self {
             hold,
             seen,
-            grpc_status: None,
             error: None,
             entered: false,
         }
@@ -123,7 +121,9 @@ impl Watch {
         };
         if let Some(trailers) = frame.trailers_ref() {
             self.seen.ended = true;
-            self.grpc_status = grpc_status(trailers);
+            if let Some(status) = grpc_status(trailers) {
+                self.hold.collector().trailers(status);
+            }
         }
         frame
     }
@@ -157,7 +157,6 @@ impl Drop for Watch {
         let collector = self.hold.collector();
         collector.end(Ending {
             end: classify(self.seen),
-            grpc_status: self.grpc_status,
             bytes: self.seen.yielded,
             body_error: self.error.take(),
         });
