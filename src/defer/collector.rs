@@ -252,11 +252,7 @@ impl Collector {
             let end = info.end;
             // By the gate's first invariant nobody has set it before.
             let _ = self.response.set(info);
-            (
-                beside.place_in_sweep.take(),
-                std::mem::take(&mut beside.elsewhere),
-                end,
-            )
+            (beside.place_in_sweep.take(), beside.take_elsewhere(), end)
         });
         let Some((tasks, (place, elsewhere, end))) = opened else {
             return 0;
@@ -264,19 +260,15 @@ impl Collector {
         if let Some(place) = place {
             self.scope.sweep.remove(place);
         }
-        let count = tasks.len() + elsewhere.iter().map(|e| e.tasks.len()).sum::<usize>();
+        let count = tasks.len() + elsewhere.iter().map(|(_, t)| t.len()).sum::<usize>();
         if count == 0 {
             return 0;
         }
         observe::released(count, end);
         let origin: Arc<dyn Origin> = self.clone();
         self.scope.executor.shared().enqueue(tasks, Some(&origin));
-        for entry in elsewhere {
-            entry.executor.shared().enqueue(entry.tasks, Some(&origin));
-            if entry.joined {
-                // The request itself goes on; after a release by force it has no place to say so.
-                entry.executor.shared().request_closed();
-            }
+        for (executor, tasks) in elsewhere {
+            executor.shared().enqueue(tasks, Some(&origin));
         }
         count
     }
@@ -298,6 +290,18 @@ impl Beside {
             self.elsewhere.len() - 1
         });
         &mut self.elsewhere[at]
+    }
+
+    /// The tasks for other executors. After a release by force the request itself goes on, and those
+    /// that wait for its end are told by [`Collector::close`].
+    fn take_elsewhere(&mut self) -> Vec<(Executor, Fifo<Node>)> {
+        let take = |entry: &mut Elsewhere| {
+            let tasks = std::mem::replace(&mut entry.tasks, Fifo::new());
+            (entry.executor.clone(), tasks)
+        };
+        let taken = self.elsewhere.iter_mut().map(take).collect();
+        self.elsewhere.retain(|entry| entry.joined);
+        taken
     }
 
     fn response(&mut self, now: Tick, forced: bool, progress: &Progress) -> ResponseInfo {
