@@ -386,9 +386,14 @@ impl Hold {
         &self.0
     }
 
-    /// A sign of life, where someone might look for it.
-    pub(crate) fn mark(&self, idle: bool) {
-        self.0.progress.mark(self.0.scope.sweep.now(), idle);
+    /// A sign of life: the body was asked for a frame, and said whether there is one.
+    pub(crate) fn asked(&self, idle: bool) {
+        self.0.progress.asked(self.0.scope.sweep.now(), idle);
+    }
+
+    /// A sign of life: a chunk has left.
+    pub(crate) fn taken(&self) {
+        self.0.progress.taken(self.0.scope.sweep.now());
     }
 
     pub(crate) fn count_bytes(&self, bytes: u64) {

@@ -66,7 +66,8 @@ where
         watch.entered = true;
         let polled = this.inner.as_mut().poll_frame(cx);
         watch.entered = false;
-        watch.mark(polled.is_pending());
+        // Also before the first registration: it may come while the body waits for its next frame.
+        watch.hold.asked(polled.is_pending());
         match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
@@ -101,12 +102,6 @@ impl Watch {
             seen,
             error: None,
             entered: false,
-        }
-    }
-
-    fn mark(&self, idle: bool) {
-        if self.hold.collector().is_used() {
-            self.hold.mark(idle);
         }
     }
 
@@ -153,7 +148,7 @@ impl Drop for Watch {
             self.seen.failed = true;
             self.error = Some("the body panicked".into());
         }
-        self.mark(false);
+        self.hold.asked(false);
         let collector = self.hold.collector();
         collector.end(Ending {
             end: classify(self.seen),
@@ -178,6 +173,6 @@ impl AsRef<[u8]> for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.hold.mark(false);
+        self.hold.taken();
     }
 }
