@@ -68,16 +68,12 @@ impl Worker {
                     tokio::task::yield_now().await;
                 }
                 Some(Next::Run(node)) => {
+                    self.run_task(node, &mut alarm).await;
                     in_a_row += 1;
-                    if in_a_row > FAIR {
+                    // With nothing in its hands: what a runtime drops here is still queued.
+                    if in_a_row == FAIR {
                         in_a_row = 0;
-                        self.current = Some(node);
                         tokio::task::yield_now().await;
-                        if let Some(node) = self.current.take() {
-                            self.run_task(node, &mut alarm).await;
-                        }
-                    } else {
-                        self.run_task(node, &mut alarm).await;
                     }
                 }
             }
