@@ -255,6 +255,7 @@ impl Shared {
     /// register something are waited for.
     pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, requests: bool) -> DrainReport {
         self.begin_drain();
+        self.resume();
         let _watcher = Watcher::new(self);
         let mut timed_out = false;
         loop {
@@ -283,7 +284,8 @@ impl Shared {
     }
 
     /// Waits until no task is outstanding.
-    pub(super) async fn idle(&self) {
+    pub(super) async fn idle(self: &Arc<Self>) {
+        self.resume();
         let _watcher = Watcher::new(self);
         loop {
             let mut changed = std::pin::pin!(self.quiet.notified());

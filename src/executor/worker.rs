@@ -49,7 +49,10 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
         ended: false,
     };
     match shared.spawn(worker.run()) {
-        Some(abort) => slot.set_abort(abort),
+        Some(abort) => {
+            slot.set_abort(abort);
+            shared.resume_timer();
+        }
         None => observe::no_runtime(),
     }
 }
