@@ -41,6 +41,9 @@ struct Beside {
     follows: Option<tracing::span::Id>,
     place_in_sweep: Option<usize>,
     head: Option<(Head, Tick)>,
+    /// From the trailers. Not a part of the ending: a release by force comes before that, and must
+    /// know all the same that the call failed.
+    grpc_status: Option<i32>,
     ending: Option<Ending>,
     elsewhere: Vec<Elsewhere>,
 }
@@ -71,7 +74,6 @@ pub(crate) struct Head {
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     pub(crate) end: End,
-    pub(crate) grpc_status: Option<i32>,
     pub(crate) bytes: u64,
     pub(crate) body_error: Option<Arc<str>>,
 }
@@ -81,7 +83,6 @@ impl Ending {
     pub(crate) fn without_response(end: End) -> Self {
         Self {
             end,
-            grpc_status: None,
             bytes: 0,
             body_error: None,
         }
@@ -219,6 +220,12 @@ impl Collector {
         true
     }
 
+    /// The trailers are in the server's hands, with the status of a gRPC call.
+    pub(crate) fn trailers(&self, grpc_status: i32) {
+        self.gate
+            .with(|_, beside| beside.grpc_status = Some(grpc_status));
+    }
+
     /// The response is over; it is released when the last chunk of it has left.
     pub(crate) fn end(&self, ending: Ending) {
         self.gate.with(|_, beside| beside.ending = Some(ending));
@@ -263,29 +270,23 @@ impl Collector {
             let end = info.end;
             // By the gate's first invariant nobody has set it before.
             let _ = self.response.set(info);
-            (
-                beside.place_in_sweep.take(),
-                std::mem::take(&mut beside.elsewhere),
-                end,
-            )
+            (beside.place_in_sweep.take(), beside.take_elsewhere(), end)
         });
-        let Some((tasks, (place, mut elsewhere, end))) = opened else {
+        let Some((tasks, (place, elsewhere, end))) = opened else {
             return 0;
         };
         if let Some(place) = place {
             self.scope.sweep.remove(place);
         }
-        // The request itself goes on after a release by force, but has no place to say so any more.
-        elsewhere.iter_mut().for_each(|entry| entry.move_to(None));
-        let count = tasks.len() + elsewhere.iter().map(|e| e.tasks.len()).sum::<usize>();
+        let count = tasks.len() + elsewhere.iter().map(|(_, t)| t.len()).sum::<usize>();
         if count == 0 {
             return 0;
         }
         observe::released(count, end);
         let origin: Arc<dyn Origin> = self.clone();
         self.scope.executor.shared().enqueue(tasks, Some(&origin));
-        for entry in elsewhere {
-            entry.executor.shared().enqueue(entry.tasks, Some(&origin));
+        for (executor, tasks) in elsewhere {
+            executor.shared().enqueue(tasks, Some(&origin));
         }
         count
     }
@@ -322,6 +323,18 @@ impl Beside {
         &mut self.elsewhere[at]
     }
 
+    /// The tasks for other executors. After a release by force the request itself goes on, and those
+    /// that wait for its end are told by [`Collector::close`].
+    fn take_elsewhere(&mut self) -> Vec<(Executor, Fifo<Node>)> {
+        let take = |entry: &mut Elsewhere| {
+            let tasks = std::mem::replace(&mut entry.tasks, Fifo::new());
+            (entry.executor.clone(), tasks)
+        };
+        let taken = self.elsewhere.iter_mut().map(take).collect();
+        self.elsewhere.retain(|entry| entry.joined.is_some());
+        taken
+    }
+
     fn response(&mut self, now: Tick, forced: bool, progress: &Progress) -> ResponseInfo {
         let ending = self
             .ending
@@ -329,7 +342,6 @@ impl Beside {
             .filter(|_| !forced)
             .unwrap_or_else(|| Ending {
                 end: End::Stalled,
-                grpc_status: None,
                 bytes: progress.bytes(),
                 body_error: None,
             });
@@ -343,7 +355,7 @@ impl Beside {
         };
         ResponseInfo {
             status: head.map(|(head, _)| head.status),
-            grpc_status: ending
+            grpc_status: self
                 .grpc_status
                 .or(head.and_then(|(head, _)| head.grpc_status)),
             end: ending.end,
@@ -405,9 +417,14 @@ impl Hold {
         &self.0
     }
 
-    /// A sign of life, where someone might look for it.
-    pub(crate) fn mark(&self, idle: bool) {
-        self.0.progress.mark(self.0.scope.sweep.now(), idle);
+    /// A sign of life: the body was asked for a frame, and said whether there is one.
+    pub(crate) fn asked(&self, idle: bool) {
+        self.0.progress.asked(self.0.scope.sweep.now(), idle);
+    }
+
+    /// A sign of life: a chunk has left.
+    pub(crate) fn taken(&self) {
+        self.0.progress.taken(self.0.scope.sweep.now());
     }
 
     pub(crate) fn count_bytes(&self, bytes: u64) {

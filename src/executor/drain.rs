@@ -255,6 +255,7 @@ impl Shared {
     /// which something may still be registered, are waited for, as handlers always are.
     pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, responses: bool) -> DrainReport {
         self.begin_drain();
+        self.resume();
         let _watcher = Watcher::new(self);
         let mut timed_out = false;
         loop {
@@ -288,7 +289,8 @@ impl Shared {
     }
 
     /// Waits until no task is outstanding.
-    pub(super) async fn idle(&self) {
+    pub(super) async fn idle(self: &Arc<Self>) {
+        self.resume();
         let _watcher = Watcher::new(self);
         loop {
             let mut changed = std::pin::pin!(self.quiet.notified());
