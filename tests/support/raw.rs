@@ -72,7 +72,7 @@ impl Raw {
     }
 
     /// Reads to the end, whether the other side closed or reset.
-    pub(crate) async fn to_end(&mut self) -> Vec<u8> {
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
         while self.more("the end").await > 0 {}
         std::mem::take(&mut self.ahead)
     }
