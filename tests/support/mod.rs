@@ -15,8 +15,10 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
+pub(crate) mod ran;
 pub(crate) mod raw;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,9 +32,10 @@ use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, oneshot};
-use tower::Service;
-use tower_defer::BoxError;
+use tower::{Layer as _, Service};
+use tower_defer::{BoxError, DeferBody, DeferLayer};
 
+use body::Script;
 use client::Client;
 use raw::Raw;
 
@@ -139,6 +142,28 @@ where
             .await
             .unwrap_or_else(|_| panic!("the test hangs in {setting:?}"));
     });
+}
+
+/// A handler without a framework, behind the layer.
+pub(crate) fn app<F, Fut>(
+    layer: &DeferLayer,
+    handler: F,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<DeferBody<Script>>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
++ Send
++ 'static
+where
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Response<Script>> + Send + 'static,
+{
+    layer.layer(tower::service_fn(move |request| {
+        let answer = handler(request);
+        async move { Ok(answer.await) }
+    }))
 }
 
 /// A server on its own thread and runtime.

@@ -104,3 +104,22 @@ impl Raw {
 fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
     bytes.windows(text.len()).position(|window| window == text)
 }
+
+/// A GET of `/` over HTTP/2, by hand: windows as wide as they can be, and nothing else said. What
+/// comes back can then be left in the socket, which no HTTP/2 client does.
+pub(crate) fn http2_get() -> Vec<u8> {
+    const WIDE: [u8; 4] = (i32::MAX as u32).to_be_bytes();
+    const MORE: [u8; 4] = (i32::MAX as u32 - 65_535).to_be_bytes();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS: SETTINGS_INITIAL_WINDOW_SIZE.
+    bytes.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4]);
+    bytes.extend(WIDE);
+    // WINDOW_UPDATE of the connection.
+    bytes.extend([0, 0, 4, 8, 0, 0, 0, 0, 0]);
+    bytes.extend(MORE);
+    // HEADERS with END_STREAM and END_HEADERS on stream 1: GET, http, /, and `test` as the authority.
+    bytes.extend([0, 0, 9, 1, 5, 0, 0, 0, 1]);
+    bytes.extend([0x82, 0x86, 0x84, 0x41, 4]);
+    bytes.extend(b"test");
+    bytes
+}
