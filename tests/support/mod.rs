@@ -15,6 +15,8 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
+#[cfg(feature = "tonic")]
+pub(crate) mod grpc;
 pub(crate) mod ran;
 pub(crate) mod raw;
 
