@@ -19,6 +19,8 @@ mod dead_letters;
 mod drain;
 mod groups;
 mod handle;
+#[cfg(all(test, defer_loom))]
+mod models;
 mod queue;
 mod rejected;
 mod running;
