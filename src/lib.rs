@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod defer;
+mod error;
 mod executor;
 mod middleware;
 mod observe;
@@ -22,6 +23,7 @@ mod clock;
 mod sync;
 
 pub use defer::{Defer, DeferPermit, DeferReserve, MissingLayer, RequestExt};
+pub use error::{BoxError, TaskError};
 pub use executor::{
     Closed, DeadLetter, DeadLetterGroup, DeadLetters, DrainReport, Executor, ExecutorBuilder,
     Overflow, Permit, RejectReason, Rejected, ReplayError, Reserve, RunningTask, Snapshot,
@@ -33,4 +35,4 @@ pub use retry::{DiscardReason, Jitter, Retry, RetryBudget};
 #[cfg(feature = "signal")]
 pub use shutdown::signal;
 pub use shutdown::{Shutdown, StopServing};
-pub use task::{AttemptRecord, BoxError, Task, TaskContext, TaskError, TaskId, TaskOutput, When};
+pub use task::{AttemptRecord, Task, TaskContext, TaskId, TaskOutput, When};

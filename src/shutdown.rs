@@ -111,7 +111,7 @@ impl Shutdown {
         let forced = ended.is_none();
         if forced {
             for executor in &self.executors {
-                executor.shared().release_sources();
+                executor.shared().release_sources(false);
             }
         }
         let left = deadline.since(clock.now());

@@ -6,7 +6,8 @@
 //! 2. What became of the response is recorded before the release, under the same lock, and then never
 //!    changes.
 //! 3. Nothing of the user's runs here: a release only hands over.
-//! 4. A request counts as open with its executors from its call to the end of its body.
+//! 4. A request counts with its executors: as a handler until it has answered, and from then as an
+//!    open response until its body ends, unless nobody is left who could register anything.
 
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(crate) struct Collector {
     response: OnceLock<ResponseInfo>,
     /// An inner layer with an executor of its own has seen the request.
     joined: AtomicBool,
+    /// The handler has answered, and the response counts as open.
+    answered: AtomicBool,
     progress: Progress,
 }
 
@@ -47,7 +50,14 @@ struct Beside {
 struct Elsewhere {
     executor: Executor,
     tasks: Fifo<Node>,
-    joined: bool,
+    /// As what the request counts with this executor.
+    joined: Option<Stage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Handler,
+    Response,
 }
 
 /// What is known when the handler has answered.
@@ -86,6 +96,7 @@ impl Collector {
             gate: Gate::new(),
             response: OnceLock::new(),
             joined: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
             progress: Progress::new(),
         })
     }
@@ -115,8 +126,8 @@ impl Collector {
         self.joined.store(true, Ordering::Relaxed);
         self.gate.with(|_, beside| {
             let entry = beside.elsewhere(executor);
-            if !entry.joined {
-                entry.joined = true;
+            if entry.joined.is_none() {
+                entry.joined = Some(Stage::Handler);
                 executor.shared().request_opened();
             }
         });
@@ -195,7 +206,15 @@ impl Collector {
         } else {
             Tick::ZERO
         };
-        self.gate.with(|_, beside| beside.head = Some((head, now)));
+        self.gate.with(|_, beside| {
+            beside.head = Some((head, now));
+            for entry in &mut beside.elsewhere {
+                entry.move_to(Some(Stage::Response));
+            }
+        });
+        // Relaxed: read by the one who ends the same response.
+        self.answered.store(true, Ordering::Relaxed);
+        self.scope.executor.shared().request_answered(true);
         self.progress.begin(self.scope.sweep.now());
         true
     }
@@ -208,20 +227,19 @@ impl Collector {
     /// The request is over: it registers nothing any more but through clones.
     pub(crate) fn close(&self) {
         if self.joined.load(Ordering::Relaxed) {
-            let joined: Vec<Executor> = self.gate.with(|_, beside| {
-                let joined = beside.elsewhere.iter_mut().filter(|entry| entry.joined);
-                joined
-                    .map(|entry| {
-                        entry.joined = false;
-                        entry.executor.clone()
-                    })
-                    .collect()
+            self.gate.with(|_, beside| {
+                beside
+                    .elsewhere
+                    .iter_mut()
+                    .for_each(|entry| entry.move_to(None));
             });
-            joined
-                .iter()
-                .for_each(|executor| executor.shared().request_closed());
         }
-        self.scope.executor.shared().request_closed();
+        let shared = self.scope.executor.shared();
+        if self.answered.load(Ordering::Relaxed) {
+            shared.response_closed();
+        } else {
+            shared.request_answered(false);
+        }
     }
 
     /// Releases by force what is registered so far.
@@ -251,12 +269,14 @@ impl Collector {
                 end,
             )
         });
-        let Some((tasks, (place, elsewhere, end))) = opened else {
+        let Some((tasks, (place, mut elsewhere, end))) = opened else {
             return 0;
         };
         if let Some(place) = place {
             self.scope.sweep.remove(place);
         }
+        // The request itself goes on after a release by force, but has no place to say so any more.
+        elsewhere.iter_mut().for_each(|entry| entry.move_to(None));
         let count = tasks.len() + elsewhere.iter().map(|e| e.tasks.len()).sum::<usize>();
         if count == 0 {
             return 0;
@@ -266,12 +286,21 @@ impl Collector {
         self.scope.executor.shared().enqueue(tasks, Some(&origin));
         for entry in elsewhere {
             entry.executor.shared().enqueue(entry.tasks, Some(&origin));
-            if entry.joined {
-                // The request itself goes on; after a release by force it has no place to say so.
-                entry.executor.shared().request_closed();
-            }
         }
         count
+    }
+}
+
+impl Elsewhere {
+    fn move_to(&mut self, stage: Option<Stage>) {
+        let shared = self.executor.shared();
+        match (self.joined, stage) {
+            (Some(Stage::Handler), Some(Stage::Response)) => shared.request_answered(true),
+            (Some(Stage::Handler), None) => shared.request_answered(false),
+            (Some(Stage::Response), None) => shared.response_closed(),
+            _ => return,
+        }
+        self.joined = stage;
     }
 }
 
@@ -286,7 +315,7 @@ impl Beside {
             self.elsewhere.push(Elsewhere {
                 executor,
                 tasks: Fifo::new(),
-                joined: false,
+                joined: None,
             });
             self.elsewhere.len() - 1
         });

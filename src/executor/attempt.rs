@@ -11,9 +11,10 @@ use super::Shared;
 use super::running::{Running, Slot};
 use super::worker::Alarm;
 use crate::clock::Tick;
+use crate::error::{TaskError, panic_text};
 use crate::observe::{self, AttemptSpan};
 use crate::sync::Arc;
-use crate::task::{Attempt, Kind, Node, TaskError, panic_text};
+use crate::task::{Attempt, Kind, Node};
 
 /// How an attempt ended.
 #[derive(Debug)]

@@ -34,7 +34,7 @@ pub enum Overflow {
 /// | [`retry_budget`](Self::retry_budget) | 100 a second, 500 at once | see [`RetryBudget`] |
 /// | [`blocking_concurrency`](Self::blocking_concurrency) | 4 | CPU work gains nothing from more threads than cores |
 /// | [`dead_letters`](Self::dead_letters) | 1,024 | as many as a person will look at |
-/// | [`runtime`](Self::runtime) | that of the caller | |
+/// | [`runtime`](Self::runtime), [`dedicated`](Self::dedicated) | that of the caller | a wake-up across runtimes costs more than the tasks that wait |
 ///
 /// # Examples
 ///
@@ -66,6 +66,7 @@ pub(crate) struct Config {
     pub(crate) dead_letters: usize,
     pub(crate) on_dead_letter: Option<Hook>,
     pub(crate) runtime: Option<Handle>,
+    pub(crate) threads: Option<usize>,
 }
 
 impl Default for ExecutorBuilder {
@@ -82,6 +83,7 @@ impl Default for ExecutorBuilder {
                 dead_letters: 1024,
                 on_dead_letter: None,
                 runtime: None,
+                threads: None,
             },
         }
     }
@@ -154,6 +156,18 @@ impl ExecutorBuilder {
     /// the server's threads. The runtime must have its timer enabled, and outlive its work.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.config.runtime = Some(runtime);
+        self
+    }
+
+    /// Runs async tasks on a runtime of the executor's own with this many threads (at least 1), for
+    /// work that keeps a CPU busy: it then competes with the server for the cores, as everything does,
+    /// but never for the server's threads, and responses wait for none of it. Fewer threads than cores
+    /// leave the server the rest.
+    ///
+    /// The runtime is made when the first task needs it. Executor dropped, it ends without waiting for
+    /// what still runs: drain first.
+    pub fn dedicated(mut self, threads: usize) -> Self {
+        self.config.threads = Some(threads.max(1));
         self
     }
 

@@ -16,9 +16,9 @@ use pin_project::pin_project;
 
 use super::future::grpc_status;
 use crate::defer::{Ending, Hold};
+use crate::error::bounded_text;
 use crate::response::{BodySeen, classify};
 use crate::sync::Arc;
-use crate::task::bounded_text;
 
 /// A response body behind a [`DeferLayer`](crate::DeferLayer).
 #[pin_project]

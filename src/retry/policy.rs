@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::error::TaskError;
 use crate::sync::Arc;
-use crate::task::TaskError;
 
 type Predicate = Arc<dyn Fn(&TaskError) -> bool + Send + Sync>;
 
