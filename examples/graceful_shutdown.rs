@@ -114,10 +114,10 @@ async fn main() -> std::io::Result<()> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let report = Shutdown::new(&defer)
         .deadline(DEADLINE)
-        .serve(timed(tower_defer::signal(), tell), |stop| {
+        .serve(timed(tower_defer::signal(), tell), |stop| async move {
             axum::serve(listener, router)
                 .with_graceful_shutdown(stop)
-                .into_future()
+                .await
         })
         .await?;
 

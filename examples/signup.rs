@@ -96,10 +96,10 @@ async fn main() -> std::io::Result<()> {
     .await?;
     let report = Shutdown::new(&defer)
         .deadline(Duration::from_secs(10))
-        .serve(tower_defer::signal(), |stop| {
+        .serve(tower_defer::signal(), |stop| async move {
             axum::serve(listener, router)
                 .with_graceful_shutdown(stop)
-                .into_future()
+                .await
         })
         .await?;
     println!("{report}");

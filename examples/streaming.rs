@@ -81,10 +81,10 @@ async fn main() -> std::io::Result<()> {
     )
     .await?;
     let report = Shutdown::new(&defer)
-        .serve(tower_defer::signal(), |stop| {
+        .serve(tower_defer::signal(), |stop| async move {
             axum::serve(listener, router)
                 .with_graceful_shutdown(stop)
-                .into_future()
+                .await
         })
         .await?;
     println!("{report}");

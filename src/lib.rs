@@ -170,7 +170,11 @@ pub use shutdown::signal;
 pub use shutdown::{Shutdown, StopServing};
 pub use task::{AttemptRecord, Task, TaskContext, TaskId, TaskOutput, When};
 
-/// The README's examples are compiled as documentation tests, and so cannot rot.
+/// Their examples are compiled as documentation tests, and so cannot rot.
 #[cfg(all(doctest, feature = "axum", feature = "signal"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(all(doctest, feature = "axum", feature = "signal"))]
+#[doc = include_str!("../CHANGELOG.md")]
+struct Changelog;
