@@ -21,6 +21,9 @@ use crate::response::{BodySeen, classify};
 use crate::sync::Arc;
 
 /// A response body behind a [`DeferLayer`](crate::DeferLayer).
+///
+/// Frames, trailers, errors, `size_hint` and `is_end_stream` are the inner body's. Its drop tells how the
+/// response ended; the tasks are released when the last of its chunks is dropped, too.
 #[pin_project]
 #[derive(Debug)]
 pub struct DeferBody<B> {
