@@ -1,1 +1,4 @@
 //! Side effects that run after the response is really sent.
+
+#[cfg(feature = "events")]
+pub mod event;
