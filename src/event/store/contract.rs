@@ -209,7 +209,10 @@ pub(crate) fn check(events: &[NewEvent]) -> Result<(), StoreError> {
             if delivery.subscriber.is_empty() {
                 return Err(StoreError::invalid("a subscriber without a name"));
             }
-            if event.deliveries[..i].iter().any(|other| other.subscriber == delivery.subscriber) {
+            if event.deliveries[..i]
+                .iter()
+                .any(|other| other.subscriber == delivery.subscriber)
+            {
                 return Err(StoreError::invalid("one subscriber twice for one event"));
             }
         }

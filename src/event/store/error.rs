@@ -18,13 +18,19 @@ pub struct StoreError {
 enum Kind {
     Full,
     Locked,
-    InUse { pid: Option<u32>, since_ms: Option<i64> },
+    InUse {
+        pid: Option<u32>,
+        since_ms: Option<i64>,
+    },
     ReadOnly,
     Corrupt,
     Io,
     Closed,
     Invalid(&'static str),
-    Schema { found: i64, known: i64 },
+    Schema {
+        found: i64,
+        known: i64,
+    },
     Other(&'static str),
 }
 
@@ -42,7 +48,10 @@ impl StoreError {
     /// Another process has the store open.
     #[must_use]
     pub fn in_use(pid: Option<u32>, since_ms: Option<i64>) -> Self {
-        Self { kind: Kind::InUse { pid, since_ms }, source: None }
+        Self {
+            kind: Kind::InUse { pid, since_ms },
+            source: None,
+        }
     }
 
     /// The store may not be written.
@@ -63,19 +72,28 @@ impl StoreError {
     /// The store was closed.
     #[must_use]
     pub fn closed() -> Self {
-        Self { kind: Kind::Closed, source: None }
+        Self {
+            kind: Kind::Closed,
+            source: None,
+        }
     }
 
     /// The caller asked for something that cannot be; says what.
     #[must_use]
     pub fn invalid(what: &'static str) -> Self {
-        Self { kind: Kind::Invalid(what), source: None }
+        Self {
+            kind: Kind::Invalid(what),
+            source: None,
+        }
     }
 
     /// The store was written by a version that we do not know.
     #[must_use]
     pub fn schema(found: i64, known: i64) -> Self {
-        Self { kind: Kind::Schema { found, known }, source: None }
+        Self {
+            kind: Kind::Schema { found, known },
+            source: None,
+        }
     }
 
     /// Anything else; says what failed.
@@ -149,11 +167,17 @@ impl StoreError {
     /// Whether the fault lies with the place where the store keeps its data, so that nobody else's
     /// request would fare better now.
     pub(crate) fn is_of_the_store(&self) -> bool {
-        matches!(self.kind, Kind::Full | Kind::Locked | Kind::ReadOnly | Kind::Io)
+        matches!(
+            self.kind,
+            Kind::Full | Kind::Locked | Kind::ReadOnly | Kind::Io
+        )
     }
 
     fn with(kind: Kind, source: impl Error + Send + Sync + 'static) -> Self {
-        Self { kind, source: Some(Arc::new(source)) }
+        Self {
+            kind,
+            source: Some(Arc::new(source)),
+        }
     }
 }
 
@@ -195,7 +219,9 @@ impl fmt::Display for StoreError {
 
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn Error + 'static))
     }
 }
 
@@ -207,8 +233,14 @@ mod tests {
     fn an_error_says_its_own_level_and_what_to_do() {
         let error = StoreError::io(std::io::Error::other("EIO"));
         assert!(error.is_io());
-        assert_eq!(error.to_string(), "the event store's device failed; it is tried again");
-        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("EIO"));
+        assert_eq!(
+            error.to_string(),
+            "the event store's device failed; it is tried again"
+        );
+        assert_eq!(
+            error.source().map(ToString::to_string).as_deref(),
+            Some("EIO")
+        );
         let error = StoreError::in_use(Some(7), Some(1_000));
         assert_eq!(
             error.to_string(),

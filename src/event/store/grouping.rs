@@ -59,7 +59,10 @@ mod tests {
             ("timeout after 250ms: retry", "timeout after #: retry"),
             ("no route to 10.0.0.7:5432.", "no route to #."),
             ("connect [fe80::1]:80 refused", "connect [#]:# refused"),
-            ("row 6f1c2d3e-aaaa-bbbb-cccc-deadbeefcafe gone", "row # gone"),
+            (
+                "row 6f1c2d3e-aaaa-bbbb-cccc-deadbeefcafe gone",
+                "row # gone",
+            ),
             ("key deadbeefcafe", "key #"),
             ("at 0x7ffe12", "at #"),
             ("mail to jo+x@example.org bounced", "mail to # bounced"),
@@ -73,7 +76,10 @@ mod tests {
 
     #[test]
     fn a_group_is_bounded() {
-        assert_eq!(error_group(&"word ".repeat(10_000)).chars().count(), MAX_GROUP);
+        assert_eq!(
+            error_group(&"word ".repeat(10_000)).chars().count(),
+            MAX_GROUP
+        );
         assert_eq!(error_group(&"ö".repeat(10_000)).chars().count(), MAX_GROUP);
     }
 }

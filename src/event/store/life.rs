@@ -43,8 +43,13 @@ pub enum State {
 
 impl State {
     /// All states, in the order of a delivery's life.
-    pub const ALL: [Self; 5] =
-        [Self::Queued, Self::Running, Self::Retrying, Self::Parked, Self::Discarded];
+    pub const ALL: [Self; 5] = [
+        Self::Queued,
+        Self::Running,
+        Self::Retrying,
+        Self::Parked,
+        Self::Discarded,
+    ];
 
     /// The state's name, as a store writes it.
     #[must_use]
@@ -186,7 +191,10 @@ impl Life {
     pub(crate) fn recover(&mut self, crash_limit: u32) -> Fate {
         self.crashes = self.crashes.saturating_add(1);
         if self.crashes >= crash_limit {
-            let error = format!("the process died {} times during this delivery", self.crashes);
+            let error = format!(
+                "the process died {} times during this delivery",
+                self.crashes
+            );
             return self.die(CRASHED, error);
         }
         self.wait(State::Retrying, self.changed_ms);
@@ -196,7 +204,11 @@ impl Life {
     /// The store closes in order while this is still running: no attempt, no crash.
     pub(crate) fn hand_back(&mut self, due_ms: i64) {
         self.attempt = self.attempt.saturating_sub(1);
-        let state = if self.attempt == 0 { State::Queued } else { State::Retrying };
+        let state = if self.attempt == 0 {
+            State::Queued
+        } else {
+            State::Retrying
+        };
         self.wait(state, due_ms);
     }
 
@@ -217,7 +229,11 @@ impl Life {
 
     /// Back into the queue, due at once, its attempts as they were.
     pub(crate) fn unpark(&mut self, now_ms: i64) {
-        let state = if self.attempt == 0 { State::Queued } else { State::Retrying };
+        let state = if self.attempt == 0 {
+            State::Queued
+        } else {
+            State::Retrying
+        };
         self.wait(state, now_ms);
         self.reason = None;
         self.changed_ms = now_ms;
@@ -268,7 +284,10 @@ mod tests {
     fn a_release_costs_nothing_but_the_token() {
         let mut life = running();
         assert_eq!(life.settle(&Settle::Release, 20), Fate::Unfinished);
-        assert_eq!((life.state, life.attempt, life.due_ms), (State::Queued, 0, Some(10)));
+        assert_eq!(
+            (life.state, life.attempt, life.due_ms),
+            (State::Queued, 0, Some(10))
+        );
         life.start(30);
         assert!(!life.is_held_by(1));
     }
@@ -289,20 +308,40 @@ mod tests {
     fn a_replay_begins_anew_but_keeps_the_generation() {
         let mut life = running();
         life.crashes = 2;
-        let fate =
-            life.settle(&Settle::Discard { reason: "fatal".into(), error: "no".into() }, 20);
+        let fate = life.settle(
+            &Settle::Discard {
+                reason: "fatal".into(),
+                error: "no".into(),
+            },
+            20,
+        );
         assert_eq!(fate, Fate::Dead);
         life.replay(30);
-        assert_eq!((life.state, life.attempt, life.crashes), (State::Queued, 0, 0));
-        assert_eq!((life.generation, life.due_ms, life.reason), (1, Some(30), None));
+        assert_eq!(
+            (life.state, life.attempt, life.crashes),
+            (State::Queued, 0, 0)
+        );
+        assert_eq!(
+            (life.generation, life.due_ms, life.reason),
+            (1, Some(30), None)
+        );
         assert_eq!(life.error.as_deref(), Some("no"));
     }
 
     #[test]
     fn only_waiting_states_have_a_due_time() {
         let mut life = running();
-        life.settle(&Settle::Park { reason: "unknown".into(), error: String::new() }, 20);
-        assert_eq!((life.state, life.due_ms, life.attempt), (State::Parked, None, 0));
+        life.settle(
+            &Settle::Park {
+                reason: "unknown".into(),
+                error: String::new(),
+            },
+            20,
+        );
+        assert_eq!(
+            (life.state, life.due_ms, life.attempt),
+            (State::Parked, None, 0)
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use self::room::{Key, Room};
+use super::StoreError;
 use super::contract::{Store, StoreFuture, check};
 use super::life::{CRASH_LIMIT, Settle, State};
 use super::mutex::Mutex;
@@ -17,7 +18,6 @@ use super::query::{
     AddPast, Counts, Cursor, Filter, Group, Health, Listed, Prune, Pruned, Replay, Walked,
 };
 use super::record::{AttemptToken, Claimed, NewEvent, Receipt, Settled};
-use super::StoreError;
 
 /// A store in memory.
 #[derive(Debug, Default)]
@@ -48,7 +48,10 @@ impl Memory {
         for key in running {
             room.change(&key, |life| life.recover(CRASH_LIMIT));
         }
-        Self { room: Mutex::new(room), wakeups: Arc::default() }
+        Self {
+            room: Mutex::new(room),
+            wakeups: Arc::default(),
+        }
     }
 
     /// Every method is one step under one lock, so each is atomic.
@@ -77,7 +80,10 @@ impl Store for Memory {
     fn append(&self, events: Vec<NewEvent>, now_ms: i64) -> StoreFuture<'_, Vec<Receipt>> {
         self.step(true, move |room| {
             check(&events)?;
-            Ok(events.into_iter().map(|event| room.append(event, now_ms)).collect())
+            Ok(events
+                .into_iter()
+                .map(|event| room.append(event, now_ms))
+                .collect())
         })
     }
 
@@ -90,7 +96,11 @@ impl Store for Memory {
                 .filter(|(due_ms, _)| *due_ms <= now_ms)
                 .collect();
             due.sort();
-            Ok(due.iter().take(limit).filter_map(|(_, key)| room.claim(key, now_ms)).collect())
+            Ok(due
+                .iter()
+                .take(limit)
+                .filter_map(|(_, key)| room.claim(key, now_ms))
+                .collect())
         })
     }
 
@@ -100,7 +110,10 @@ impl Store for Memory {
         now_ms: i64,
     ) -> StoreFuture<'_, Vec<Settled>> {
         self.step(true, move |room| {
-            Ok(settles.iter().map(|(token, settle)| room.settle(token, settle, now_ms)).collect())
+            Ok(settles
+                .iter()
+                .map(|(token, settle)| room.settle(token, settle, now_ms))
+                .collect())
         })
     }
 
@@ -111,7 +124,9 @@ impl Store for Memory {
         limit: usize,
         now_ms: i64,
     ) -> StoreFuture<'_, u64> {
-        self.step(true, move |room| Ok(room.unpark(&filter, rename.as_ref(), limit, now_ms)))
+        self.step(true, move |room| {
+            Ok(room.unpark(&filter, rename.as_ref(), limit, now_ms))
+        })
     }
 
     fn list(
@@ -183,7 +198,11 @@ impl Store for Memory {
         Box::pin(async move {
             let mut room = self.room.lock();
             room.closed = true;
-            for life in room.unfinished.values_mut().filter(|life| life.state == State::Running) {
+            for life in room
+                .unfinished
+                .values_mut()
+                .filter(|life| life.state == State::Running)
+            {
                 life.hand_back(life.changed_ms);
             }
             Ok(())

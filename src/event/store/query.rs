@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
+use super::StoreError;
 use super::grouping::error_group;
 use super::life::State;
 use super::record::EventId;
-use super::StoreError;
 
 /// Which deliveries: all that agree with every field that is set. The default is all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Filter {
 }
 
 /// A place in a list: the last delivery of the page before.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cursor {
     /// Its event.
     pub event: EventId,
@@ -85,7 +85,10 @@ impl Listed {
     /// The place after this delivery.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        Cursor { event: self.event, subscriber: Arc::clone(&self.subscriber) }
+        Cursor {
+            event: self.event,
+            subscriber: Arc::clone(&self.subscriber),
+        }
     }
 }
 

@@ -79,7 +79,10 @@ impl NewEvent {
     /// Adds a delivery.
     #[must_use]
     pub fn deliver(mut self, subscriber: impl Into<Arc<str>>, start: Start) -> Self {
-        self.deliveries.push(NewDelivery { subscriber: subscriber.into(), start });
+        self.deliveries.push(NewDelivery {
+            subscriber: subscriber.into(),
+            start,
+        });
         self
     }
 }
@@ -129,7 +132,11 @@ impl AttemptToken {
     /// Made by stores only: `generation` counts the claims of this delivery and never goes back.
     #[must_use]
     pub fn new(event: EventId, subscriber: Arc<str>, generation: i64) -> Self {
-        Self { event, subscriber, generation }
+        Self {
+            event,
+            subscriber,
+            generation,
+        }
     }
 
     /// The event that is delivered.

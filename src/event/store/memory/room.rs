@@ -13,7 +13,9 @@ use std::sync::Arc;
 use crate::event::store::contract::may_prune;
 use crate::event::store::grouping::error_group;
 use crate::event::store::life::{Fate, Life, Settle, State};
-use crate::event::store::query::{AddPast, Counts, Filter, Group, Listed, Prune, Pruned, Replay, Walked};
+use crate::event::store::query::{
+    AddPast, Counts, Filter, Group, Listed, Prune, Pruned, Replay, Walked,
+};
 use crate::event::store::record::{
     AttemptToken, Claimed, EventId, NewEvent, Receipt, Settled, Start, StoredEvent,
 };
@@ -36,7 +38,11 @@ pub(super) struct Room {
 impl Room {
     pub(super) fn append(&mut self, event: NewEvent, now_ms: i64) -> Receipt {
         if let Some(first) = event.key.as_ref().and_then(|key| self.keys.get(key)) {
-            return Receipt { event: *first, duplicate: true, claimed: Vec::new() };
+            return Receipt {
+                event: *first,
+                duplicate: true,
+                claimed: Vec::new(),
+            };
         }
         self.last += 1;
         let id = EventId::new(self.last);
@@ -66,7 +72,11 @@ impl Room {
             recorded_ms: now_ms,
         };
         self.events.insert(id, Arc::new(event));
-        Receipt { event: id, duplicate: false, claimed }
+        Receipt {
+            event: id,
+            duplicate: false,
+            claimed,
+        }
     }
 
     pub(super) fn claim(&mut self, key: &Key, now_ms: i64) -> Option<Claimed> {
@@ -86,7 +96,11 @@ impl Room {
 
     pub(super) fn settle(&mut self, token: &AttemptToken, settle: &Settle, now_ms: i64) -> Settled {
         let key = (token.event(), Arc::clone(token.subscriber()));
-        if !self.unfinished.get(&key).is_some_and(|life| life.is_held_by(token.generation())) {
+        if !self
+            .unfinished
+            .get(&key)
+            .is_some_and(|life| life.is_held_by(token.generation()))
+        {
             return Settled::Stale;
         }
         self.change(&key, |life| life.settle(settle, now_ms));
@@ -95,7 +109,9 @@ impl Room {
 
     /// Lets an unfinished delivery decide, and puts it where it belongs then.
     pub(super) fn change(&mut self, key: &Key, decide: impl FnOnce(&mut Life) -> Fate) {
-        let Some(mut life) = self.unfinished.remove(key) else { return };
+        let Some(mut life) = self.unfinished.remove(key) else {
+            return;
+        };
         match decide(&mut life) {
             Fate::Unfinished => drop(self.unfinished.insert(key.clone(), life)),
             Fate::Dead => drop(self.dead.insert(key.clone(), life)),
@@ -127,7 +143,11 @@ impl Room {
     }
 
     pub(super) fn matching(&self, state: State, filter: &Filter) -> Vec<Listed> {
-        let table = if state == State::Discarded { &self.dead } else { &self.unfinished };
+        let table = if state == State::Discarded {
+            &self.dead
+        } else {
+            &self.unfinished
+        };
         table
             .iter()
             .filter(|(_, life)| life.state == state)
@@ -208,8 +228,16 @@ impl Room {
         limit: usize,
     ) -> (Vec<Arc<StoredEvent>>, Option<EventId>) {
         let start = EventId::new(after.map_or(0, EventId::get) + 1);
-        let page: Vec<_> = self.events.range(start..).take(limit).map(|(_, e)| e.clone()).collect();
-        let next = page.last().filter(|_| page.len() == limit).map(|event| event.id);
+        let page: Vec<_> = self
+            .events
+            .range(start..)
+            .take(limit)
+            .map(|(_, e)| e.clone())
+            .collect();
+        let next = page
+            .last()
+            .filter(|_| page.len() == limit)
+            .map(|event| event.id);
         (page, next)
     }
 
@@ -229,10 +257,18 @@ impl Room {
 
     pub(super) fn prune(&mut self, policy: &Prune) -> Pruned {
         let (page, next) = self.walk(policy.after, policy.limit);
-        let mut pruned = Pruned { events: 0, deliveries: 0, next };
+        let mut pruned = Pruned {
+            events: 0,
+            deliveries: 0,
+            next,
+        };
         for event in page {
             let id = event.id;
-            let needed = self.unfinished.keys().chain(self.dead.keys()).any(|key| key.0 == id);
+            let needed = self
+                .unfinished
+                .keys()
+                .chain(self.dead.keys())
+                .any(|key| key.0 == id);
             if needed || !may_prune(policy, id, event.recorded_ms, EventId::new(self.last)) {
                 continue;
             }
@@ -268,7 +304,9 @@ impl Room {
     }
 
     pub(super) fn next_due(&self) -> Option<i64> {
-        self.unfinished.values().filter_map(|life| life.due_ms).min()
+        self.unfinished
+            .values()
+            .filter_map(|life| life.due_ms)
+            .min()
     }
 }
-
