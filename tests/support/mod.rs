@@ -8,6 +8,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tower_defer::event::store::{NewEvent, Start};
 
 /// A directory that goes when the test ends.
 pub struct Scratch(PathBuf);
@@ -42,4 +45,27 @@ pub fn copy_store(from: &Path, to: &Path) {
             std::fs::copy(name(from), name(to)).unwrap();
         }
     }
+}
+
+/// An event with an empty payload for one subscriber.
+pub fn event(name: &str, subscriber: &str, due_ms: i64) -> NewEvent {
+    NewEvent::new(name, "{}").deliver(subscriber, Start::At(due_ms))
+}
+
+/// Polls `future` until `probe` finds something; the future must not be ready before.
+pub async fn eventually<F: Future + Unpin, T>(
+    future: &mut F,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
+    for _ in 0..60_000 {
+        if let Some(found) = probe() {
+            return found;
+        }
+        let tick = tokio::time::sleep(Duration::from_millis(1));
+        tokio::select! {
+            _ = &mut *future => panic!("ready before the probe found anything"),
+            () = tick => {}
+        }
+    }
+    panic!("nothing found in a minute");
 }
