@@ -39,6 +39,12 @@ impl Fault {
         ))
     }
 
+    /// SQLite found a damaged page: it refuses to write in this transaction from now on.
+    pub(super) fn dooms_the_transaction(&self) -> bool {
+        matches!(self, Self::Sql(error)
+            if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt))
+    }
+
     /// The row or the page under it cannot be trusted; its neighbours may well be whole.
     pub(super) fn is_damage(&self) -> bool {
         let Self::Sql(error) = self else { return false };

@@ -6,7 +6,8 @@
 //!
 //! 1. A row that cannot be trusted is set aside (parked as [`DAMAGED`], reported in the health)
 //!    and nothing is deleted; the rows around it go on.
-//! 2. What cannot even be set aside is skipped for the life of the process.
+//! 2. What is on a damaged page is set aside in a transaction of its own, and skipped for the life
+//!    of the process if that fails too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -104,9 +105,7 @@ pub(super) fn claim(desk: &mut Desk, limit: usize, now_ms: i64) -> Result<Vec<Cl
         match claim_one(desk.conn(), &mut events, &key, due_ms, now_ms) {
             Ok(Ok(claim)) => claimed.push(claim),
             Ok(Err(damage)) => set_aside(desk, key, damage, now_ms)?,
-            Err(fault) if fault.is_damage() => {
-                set_aside(desk, key, &format!("{}", Cause(&fault)), now_ms)?;
-            }
+            Err(fault) if fault.is_damage() => set_aside_unread(desk, key, fault, now_ms)?,
             Err(fault) => return Err(fault),
         }
     }
@@ -184,24 +183,33 @@ fn claim_one(
     }))
 }
 
-/// Sets a delivery aside that cannot be trusted (invariants 1 and 2).
-fn set_aside(desk: &mut Desk, key: Key, damage: &str, now_ms: i64) -> Result<(), Fault> {
-    let parked = desk.conn().prepare_cached(
-        "UPDATE defer_deliveries SET state = 'parked', due_ms = NULL, reason = ?3, error = ?4,
-             error_group = ?4, changed_ms = ?5
-         WHERE event = ?1 AND subscriber = ?2",
-    )?;
-    let result = { parked }.execute(params![key.0, key.1, DAMAGED, damage, now_ms]);
-    if let Err(error) = result {
-        let fault = Fault::from(error);
-        // The transaction must still stand, or what it has done so far is undone already.
-        if !fault.is_damage() || desk.conn().is_autocommit() {
-            return Err(fault);
-        }
-    }
+/// Sets a delivery aside that cannot be trusted (invariant 1).
+pub(super) fn set_aside(desk: &mut Desk, key: Key, damage: &str, now_ms: i64) -> Result<(), Fault> {
+    desk.conn()
+        .prepare_cached(
+            "UPDATE defer_deliveries SET state = 'parked', due_ms = NULL, reason = ?3, error = ?4,
+                 error_group = ?4, changed_ms = ?5
+             WHERE event = ?1 AND subscriber = ?2",
+        )?
+        .execute(params![key.0, key.1, DAMAGED, damage, now_ms])?;
     desk.report_damage(&key, damage);
     desk.skip(key);
     Ok(())
+}
+
+/// The same for a row that could not be read. If the page under it is damaged, SQLite lets this
+/// transaction write no more: it is rolled back, the delivery set aside in one of its own, and
+/// begun again (invariant 2).
+fn set_aside_unread(desk: &mut Desk, key: Key, fault: Fault, now_ms: i64) -> Result<(), Fault> {
+    let damage = match &fault {
+        Fault::Sql(error) => format!("the row cannot be read: {error}"),
+        Fault::Own(error) => error.to_string(),
+    };
+    if fault.dooms_the_transaction() {
+        desk.set_aside_later(key, damage);
+        return Err(fault);
+    }
+    set_aside(desk, key, &damage, now_ms)
 }
 
 /// Settles attempts.
@@ -213,13 +221,17 @@ pub(super) fn settle(
     let mut settled = Vec::with_capacity(settles.len());
     for (token, settle) in settles {
         let key = (token.event().get(), Arc::clone(token.subscriber()));
+        if desk.skipped.contains(&key) {
+            settled.push(Settled::Stale);
+            continue;
+        }
         let result = match settle {
             Settle::Complete => complete(desk.conn(), token, &key, now_ms),
             settle => settle_one(desk.conn(), token, &key, settle, now_ms),
         };
         settled.push(match result {
-            Err(fault) if fault.is_damage() && !desk.conn().is_autocommit() => {
-                set_aside(desk, key, &format!("{}", Cause(&fault)), now_ms)?;
+            Err(fault) if fault.is_damage() => {
+                set_aside_unread(desk, key, fault, now_ms)?;
                 Settled::Stale
             }
             result => result?,
@@ -290,6 +302,9 @@ fn change_running(desk: &mut Desk, mut decide: impl FnMut(&mut Life) -> Fate) ->
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
     for key in running {
+        if desk.skipped.contains(&key) {
+            continue;
+        }
         let found = row::find(desk.conn(), &key);
         let result = match found {
             Ok(Some(mut life)) if life.state == State::Running => {
@@ -301,23 +316,9 @@ fn change_running(desk: &mut Desk, mut decide: impl FnMut(&mut Life) -> Fate) ->
             Err(fault) => Err(fault),
         };
         match result {
-            Err(fault) if fault.is_damage() && !desk.conn().is_autocommit() => {
-                set_aside(desk, key, &format!("{}", Cause(&fault)), 0)?;
-            }
+            Err(fault) if fault.is_damage() => set_aside_unread(desk, key, fault, 0)?,
             result => result?,
         }
     }
     Ok(())
-}
-
-/// The error in a row's own words.
-struct Cause<'a>(&'a Fault);
-
-impl std::fmt::Display for Cause<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Fault::Sql(error) => write!(f, "the row cannot be read: {error}"),
-            Fault::Own(error) => error.fmt(f),
-        }
-    }
 }

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::connection::{self, Access, LOCK_STEP_MS};
 use super::fault::Fault;
+use super::flow;
 use super::row::Key;
 use crate::event::store::StoreError;
 use crate::event::store::mutex::Mutex;
@@ -34,8 +35,8 @@ use crate::event::store::query::{Health, Trouble};
 /// How many requests may wait: beyond, callers wait for room.
 pub(super) const QUEUE: usize = 1_024;
 
-/// How many deliveries may be skipped because they cannot even be set aside. A file that has more
-/// of them needs a repair; the set is then begun anew.
+/// How many deliveries may be skipped because their pages are damaged. A file that has more of them
+/// needs a repair: then the claim fails and says so.
 const MAX_SKIPPED: usize = 10_000;
 
 /// What a store's threads and its handle share.
@@ -53,6 +54,8 @@ pub(super) struct Desk {
     conn: Option<Connection>,
     /// Deliveries that damage keeps out of every claim.
     pub(super) skipped: HashSet<Key>,
+    /// Those among them that are still to be set aside, and why.
+    damaged: Vec<(Key, String)>,
     shared: Arc<Shared>,
 }
 
@@ -68,6 +71,7 @@ impl Desk {
             access,
             conn: Some(conn),
             skipped: HashSet::new(),
+            damaged: Vec::new(),
             shared,
         }
     }
@@ -85,10 +89,14 @@ impl Desk {
     }
 
     pub(super) fn skip(&mut self, key: Key) {
-        if self.skipped.len() >= MAX_SKIPPED {
-            self.skipped.clear();
-        }
         self.skipped.insert(key);
+    }
+
+    /// Keeps a delivery out of what follows, and has it set aside when this transaction is over.
+    pub(super) fn set_aside_later(&mut self, key: Key, damage: String) {
+        if self.skipped.len() < MAX_SKIPPED && self.skipped.insert(key.clone()) {
+            self.damaged.push((key, damage));
+        }
     }
 
     pub(super) fn report_damage(&self, key: &Key, damage: &str) {
@@ -104,11 +112,36 @@ impl Desk {
     }
 
     /// Runs `work` in a transaction of its own, waiting for a foreign lock at most `patience_ms`.
+    /// If it finds a damaged page, what is on it is set aside and `work` is run again: each time at
+    /// least one delivery fewer stands in its way.
     pub(super) fn transact<T>(
         &mut self,
         now_ms: i64,
         patience_ms: u64,
-        work: impl FnOnce(&mut Self) -> Result<T, Fault>,
+        mut work: impl FnMut(&mut Self) -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
+        loop {
+            let result = self.transact_once(now_ms, patience_ms, &mut work);
+            let damaged = std::mem::take(&mut self.damaged);
+            if result.is_ok() || damaged.is_empty() {
+                return result;
+            }
+            for (key, damage) in damaged {
+                let aside = self.transact_once(now_ms, patience_ms, &mut |desk| {
+                    flow::set_aside(desk, key.clone(), &damage, now_ms)
+                });
+                if aside.is_err() {
+                    self.report_damage(&key, &damage);
+                }
+            }
+        }
+    }
+
+    fn transact_once<T>(
+        &mut self,
+        now_ms: i64,
+        patience_ms: u64,
+        work: &mut impl FnMut(&mut Self) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         let result = self.begin(now_ms, patience_ms).and_then(|()| {
             let result = catch_unwind(AssertUnwindSafe(|| work(self)))
@@ -250,7 +283,7 @@ impl Worker {
     /// Works until it is closed, or nobody can reach it any more. Returns who waits for the end.
     pub(super) fn run(
         &mut self,
-        goodbye: impl FnOnce(&mut Desk) -> Result<(), Fault>,
+        goodbye: impl FnMut(&mut Desk) -> Result<(), Fault>,
     ) -> (Vec<Closer>, Result<(), StoreError>) {
         let mut closers = Vec::new();
         let mut group = Vec::new();
