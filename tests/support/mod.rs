@@ -13,10 +13,10 @@ use std::time::Duration;
 use tower_defer::event::store::{NewEvent, Start};
 
 /// A directory that goes when the test ends.
-pub struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // Relaxed: only the number counts.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -26,7 +26,7 @@ impl Scratch {
         Self(path)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -38,7 +38,7 @@ impl Drop for Scratch {
 }
 
 /// Copies a database and its log, as a killed process leaves them.
-pub fn copy_store(from: &Path, to: &Path) {
+pub(crate) fn copy_store(from: &Path, to: &Path) {
     for suffix in ["", "-wal"] {
         let name = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
         if name(from).exists() {
@@ -48,12 +48,12 @@ pub fn copy_store(from: &Path, to: &Path) {
 }
 
 /// An event with an empty payload for one subscriber.
-pub fn event(name: &str, subscriber: &str, due_ms: i64) -> NewEvent {
+pub(crate) fn event(name: &str, subscriber: &str, due_ms: i64) -> NewEvent {
     NewEvent::new(name, "{}").deliver(subscriber, Start::At(due_ms))
 }
 
 /// Polls `future` until `probe` finds something; the future must not be ready before.
-pub async fn eventually<F: Future + Unpin, T>(
+pub(crate) async fn eventually<F: Future + Unpin, T>(
     future: &mut F,
     mut probe: impl FnMut() -> Option<T>,
 ) -> T {
