@@ -1,10 +1,9 @@
 //! What the tests of the store share.
 
-#![expect(
-    clippy::allow_attributes,
-    reason = "each test binary uses a part of this module"
+#![allow(
+    dead_code,
+    reason = "each test binary uses another part of this module"
 )]
-#![allow(dead_code, reason = "each test binary uses a part of this module")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
