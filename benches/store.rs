@@ -2,7 +2,7 @@
 //!
 //! Not a benchmark of the disk: the figures that count are the ratios, made in one run, in
 //! interleaved rounds. `cargo bench --bench store --features sqlite`; `-- --quick` for a short one,
-//! `-- --dir PATH` for another disk.
+//! `-- --dir PATH` for another disk, `-- --only appends` or `-- --only deliveries` for a half.
 
 use std::fs::File;
 use std::io::Write;
@@ -39,8 +39,14 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
-    appends(&runtime, &options);
-    deliveries(&runtime, &options);
+    let only = after("--only");
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    if wanted("appends") {
+        appends(&runtime, &options);
+    }
+    if wanted("deliveries") {
+        deliveries(&runtime, &options);
+    }
     let _ = std::fs::remove_dir_all(&options.dir);
 }
 

@@ -48,7 +48,8 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///    store is opened, without waiting for any timeout.
 /// 10. **Crashes count.** Each time the process dies while a delivery is running marks it; at the
 ///     third mark ([`CRASHED`](super::CRASHED)) it is discarded instead of started again. A release
-///     or an orderly close sets no mark.
+///     or an orderly close sets no mark. The mark cannot tell the culprit from what merely ran
+///     beside it, so start what has been marked ([`Claimed::crashes`]) with little beside it.
 /// 11. **Dead letters stay** until they are replayed or discarded: they can be listed page by page,
 ///     and grouped by subscriber and error.
 /// 12. **Replay is idempotent by its name.** Under one name each delivery is replayed at most once,

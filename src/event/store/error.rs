@@ -166,6 +166,7 @@ impl StoreError {
 
     /// Whether the fault lies with the place where the store keeps its data, so that nobody else's
     /// request would fare better now.
+    #[cfg(feature = "sqlite")]
     pub(crate) fn is_of_the_store(&self) -> bool {
         matches!(
             self.kind,

@@ -34,10 +34,12 @@ pub fn error_group(error: &str) -> String {
 }
 
 fn push_word(group: &mut String, word: &str) {
-    let core = word.trim_end_matches(['.', ':']);
+    let head = word.trim_start_matches(['.', ':']);
+    let core = head.trim_end_matches(['.', ':']);
     if core.contains(|c: char| c.is_numeric() || c == '@') || is_hex(core) {
+        group.push_str(&word[..word.len() - head.len()]);
         group.push('#');
-        group.push_str(&word[core.len()..]);
+        group.push_str(&head[core.len()..]);
     } else {
         group.push_str(word);
     }

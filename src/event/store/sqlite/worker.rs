@@ -76,7 +76,7 @@ impl Desk {
         }
     }
 
-    /// The connection. [`Worker::begin`] has seen to it that there is one.
+    /// The connection. [`begin`](Self::begin) has seen to it that there is one.
     pub(super) fn conn(&self) -> &Connection {
         self.conn
             .as_ref()
