@@ -33,4 +33,6 @@ pub use retry::{DiscardReason, Jitter, Retry, RetryBudget};
 #[cfg(feature = "signal")]
 pub use shutdown::signal;
 pub use shutdown::{Shutdown, StopServing};
-pub use task::{AttemptRecord, BoxError, Task, TaskContext, TaskError, TaskId, TaskOutput, When};
+pub use task::{
+    AttemptRecord, BoxError, IntoTask, Task, TaskContext, TaskError, TaskId, TaskOutput, When,
+};
