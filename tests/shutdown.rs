@@ -601,3 +601,52 @@ fn case_31_a_client_that_does_not_read_does_not_hold_the_shutdown() {
         settled(&layer, 1).await;
     });
 }
+
+#[test]
+fn case_31_a_pending_handlers_task_on_another_executor_is_given_up_as_well() {
+    everywhere(|setting| async move {
+        // Given a handler that registers a task on a second executor, and never answers.
+        let (ran, log, layer, signal) = (Ran::new(), Log::new(), DeferLayer::new(), Gate::new());
+        let (send, mut report) = oneshot::channel();
+        let second = Executor::new();
+        let service = {
+            let (ran, log, second) = (ran.clone(), log.clone(), second.clone());
+            app(&layer, move |request| {
+                let (log, defer) = (log.clone(), defer(&request));
+                defer.on(&second).run(ran.task("task"));
+                async move {
+                    log.note("pending");
+                    std::future::pending().await
+                }
+            })
+        };
+        let server = Server::start(setting.flavor, {
+            let shutdown = Shutdown::new(&layer).and(&second);
+            let signal = signal.clone();
+            move |listener| async move {
+                let signal = async move { signal.passed().await };
+                let shutdown = shutdown.deadline(Duration::from_millis(200));
+                let served = shutdown.serve(signal, |stop| {
+                    tower_defer::hyper::serve(listener, service, stop)
+                });
+                let _ = send.send(served.await.expect("no error"));
+            }
+        });
+        let mut client = setting.connect(&server).await;
+        let pending = tokio::spawn(async move {
+            let request = client.request(Method::GET, "/");
+            drop(client.send(request).await);
+        });
+        log.awaits("pending").await;
+
+        // When the deadline passes.
+        signal.open();
+        let report = soon("the report", &mut report).await.expect("a report");
+
+        // Then the task never ran, and is named.
+        assert_eq!(ran.names(), "", "its handler was pending: {report}");
+        assert_eq!((report.completed, report.cancelled), (0, 1), "{report}");
+        assert_eq!(report.unfinished[0].state, UnfinishedState::NeverStarted);
+        pending.abort();
+    });
+}
