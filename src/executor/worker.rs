@@ -32,6 +32,7 @@ struct Worker {
     slot: Arc<Slot>,
     /// What runs now: here and not in a future of its own, so that the drop below finds it.
     current: Option<Node>,
+    polled: bool,
     ended: bool,
 }
 
@@ -43,6 +44,7 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
         me,
         slot: slot.clone(),
         current: None,
+        polled: false,
         ended: false,
     };
     match shared.spawn(worker.run()) {
@@ -53,6 +55,7 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
 
 impl Worker {
     async fn run(mut self) {
+        self.polled = true;
         let mut alarm = Alarm::default();
         let mut in_a_row = 0;
         loop {
@@ -122,11 +125,14 @@ impl Drop for Worker {
             return;
         }
         match self.shared.queue.leave(&self.me) {
+            // A panic of ours ended this worker, and another goes on; or a panic of the user's ends
+            // the runtime, and that other is dropped here without a single poll, and comes below.
+            Wake::Start(worker) if self.polled && std::thread::panicking() => {
+                start(&self.shared, worker);
+            }
             // The runtime is ending; a new worker would end at once and come here again. What is
             // queued stays queued until a task is pushed where there is a runtime.
-            Wake::Start(worker) if !std::thread::panicking() => {
-                self.shared.queue.abandon(&worker);
-            }
+            Wake::Start(worker) => self.shared.queue.abandon(&worker),
             wake => self.shared.wake(wake),
         }
     }
