@@ -16,6 +16,7 @@ mod blocking;
 mod builder;
 mod counters;
 mod dead_letters;
+mod dedicated;
 mod drain;
 mod groups;
 mod handle;

@@ -32,7 +32,8 @@ struct Worker {
     slot: Arc<Slot>,
     /// What runs now: here and not in a future of its own, so that the drop below finds it.
     current: Option<Node>,
-    polled: bool,
+    /// It has been polled: its runtime was there.
+    begun: bool,
     ended: bool,
 }
 
@@ -44,18 +45,21 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
         me,
         slot: slot.clone(),
         current: None,
-        polled: false,
+        begun: false,
         ended: false,
     };
     match shared.spawn(worker.run()) {
-        Some(abort) => slot.set_abort(abort),
+        Some(abort) => {
+            slot.set_abort(abort);
+            shared.resume_timer();
+        }
         None => observe::no_runtime(),
     }
 }
 
 impl Worker {
     async fn run(mut self) {
-        self.polled = true;
+        self.begun = true;
         let mut alarm = Alarm::default();
         let mut in_a_row = 0;
         loop {
@@ -67,16 +71,12 @@ impl Worker {
                     tokio::task::yield_now().await;
                 }
                 Some(Next::Run(node)) => {
+                    self.run_task(node, &mut alarm).await;
                     in_a_row += 1;
-                    if in_a_row > FAIR {
+                    // With nothing in its hands: what a runtime drops here is still queued.
+                    if in_a_row == FAIR {
                         in_a_row = 0;
-                        self.current = Some(node);
                         tokio::task::yield_now().await;
-                        if let Some(node) = self.current.take() {
-                            self.run_task(node, &mut alarm).await;
-                        }
-                    } else {
-                        self.run_task(node, &mut alarm).await;
                     }
                 }
             }
@@ -125,14 +125,12 @@ impl Drop for Worker {
             return;
         }
         match self.shared.queue.leave(&self.me) {
-            // A panic of ours ended this worker, and another goes on; or a panic of the user's ends
-            // the runtime, and that other is dropped here without a single poll, and comes below.
-            Wake::Start(worker) if self.polled && std::thread::panicking() => {
-                start(&self.shared, worker);
+            // The runtime is ending, or there is none; a new worker would end at once and come here
+            // again. What is queued stays queued until the executor is used where there is a runtime.
+            // A panic of our own is no such end, unless somebody else's unwinding brought us here.
+            Wake::Start(worker) if !self.begun || !std::thread::panicking() => {
+                self.shared.queue.abandon(&worker);
             }
-            // The runtime is ending; a new worker would end at once and come here again. What is
-            // queued stays queued until a task is pushed where there is a runtime.
-            Wake::Start(worker) => self.shared.queue.abandon(&worker),
             wake => self.shared.wake(wake),
         }
     }
