@@ -82,7 +82,7 @@ impl Defer {
             Err(reason) => Err((node, reason)),
         };
         registered.unwrap_or_else(|(node, reason)| {
-            executor.shared().reject(&node, reason);
+            executor.shared().reject_for_good(node, reason);
             TaskHandle::rejected(reason)
         })
     }

@@ -67,7 +67,7 @@ impl Executor {
         match self.shared.admit() {
             Ok(place) => self.accept(node, place),
             Err(reason) => {
-                self.shared.reject(&node, reason);
+                self.shared.reject_for_good(node, reason);
                 TaskHandle::rejected(reason)
             }
         }

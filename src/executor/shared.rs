@@ -123,6 +123,12 @@ impl Shared {
         observe::rejected(self, node, reason);
     }
 
+    /// The same for a task that nobody gets back: its drop must not panic in the handler's face.
+    pub(crate) fn reject_for_good(&self, node: Node, reason: RejectReason) {
+        self.reject(&node, reason);
+        observe::panic_in_drop(node.drop_quietly());
+    }
+
     pub(crate) fn complaint_is_due(&self) -> bool {
         self.complaint.is_due(self.clock.now())
     }
