@@ -38,6 +38,33 @@ const NAMES: [&str; 5] = ["signup", "tonic", "hyper", "streaming", "graceful_shu
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
+fn the_lines_to_try_name_the_features_that_cargo_asks_for() {
+    let read = |path: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+    };
+    let (manifest, readme) = (read("Cargo.toml"), read("README.md"));
+    for name in NAMES {
+        let (_, features) = manifest
+            .split_once(&format!("name = \"{name}\"\nrequired-features = ["))
+            .unwrap_or_else(|| panic!("Cargo.toml does not say what {name} needs"));
+        let features = features.split(']').next().unwrap_or_default();
+        let features = features.replace(['"', ' '], "");
+        let command = format!("cargo run --example {name} --features {features}\n");
+        let head = read(&format!("examples/{name}.rs"));
+        assert!(
+            head.contains(&format!("//! {command}")),
+            "{name}: {command}"
+        );
+        assert!(name != "signup" || readme.contains(&command), "{command}");
+        assert!(
+            readme.contains(&format!("`{name}`")) || name == "signup",
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn signup_answers_and_then_retries_the_mail() {
     let example = Example::start("signup");
     let answer = example.send(
