@@ -147,6 +147,8 @@ mod shutdown;
 
 #[cfg(feature = "axum")]
 pub mod axum;
+#[cfg(feature = "events")]
+pub mod event;
 #[cfg(feature = "hyper")]
 pub mod hyper;
 #[cfg(feature = "tonic")]
