@@ -216,7 +216,7 @@ impl Reserve {
 impl Drop for Reserve {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.shared.admission.cancel(ticket);
+            self.shared.leave_line(ticket);
         }
     }
 }

@@ -253,6 +253,13 @@ impl Shared {
         }
     }
 
+    /// Whoever waited for a place does so no more.
+    pub(super) fn leave_line(&self, ticket: u64) {
+        if self.admission.cancel(ticket) {
+            self.tell_if_quiet();
+        }
+    }
+
     pub(crate) fn request_opened(&self) {
         self.open_requests.fetch_add(1, Ordering::SeqCst);
     }
