@@ -59,7 +59,8 @@ impl Executor {
     /// says whether the task was accepted.
     ///
     /// The executor runs on the runtime of the caller, unless it has one of its own. Called where
-    /// there is none, the task stays queued until the executor is used from within a runtime.
+    /// there is none (or one without a timer, which attempts need), the task stays queued until the
+    /// executor is used from within a runtime; that is logged as an error.
     #[track_caller]
     pub fn submit(&self, task: impl Into<Task>) -> TaskHandle {
         let node = located(task.into(), Location::caller());
@@ -114,9 +115,17 @@ impl Executor {
     /// Several may drain at once; the earliest deadline holds, and each gets a report of all that
     /// happened since the first began.
     ///
+    /// A task may drain its own executor: it is outstanding itself, so that ends with the deadline, and
+    /// with the task.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with a timer.
+    ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the executor draining (retries at once) but open.
+    /// Dropping the future leaves the executor draining (retries at once) but open, and closed where
+    /// the deadline has passed.
     pub async fn drain(&self, within: Duration) -> DrainReport {
         let deadline = self.shared.clock.now().saturating_add(within);
         self.shared.drain(deadline, true).await

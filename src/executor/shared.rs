@@ -35,14 +35,16 @@ pub(crate) struct Shared {
     pub(super) letters: Letters,
     pub(super) drain: Drain,
     pub(super) watch: Watch,
-    complaint: observe::Complaint,
+    complaints: observe::Complaints,
+    /// That there is no usable runtime is said now and then, not for every task.
+    pub(super) no_runtime: observe::Complaint,
     /// Requests that may still register a task.
     open_requests: AtomicUsize,
     /// Whoever waits for the executor to be quiet.
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
-    last_runtime: Mutex<Option<Handle>>,
+    pub(super) last_runtime: Mutex<Option<Handle>>,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
@@ -69,7 +71,8 @@ impl Shared {
             letters: Letters::new(config.dead_letters),
             drain: Drain::default(),
             watch: Watch::default(),
-            complaint: observe::Complaint::default(),
+            complaints: observe::Complaints::default(),
+            no_runtime: observe::Complaint::default(),
             open_requests: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
@@ -83,7 +86,7 @@ impl Shared {
     pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
         match self.try_admit() {
             Err(RejectReason::Full) if self.config.overflow == Overflow::DropOldest => {
-                let Some(oldest) = self.queue.pop_oldest() else {
+                let Some(oldest) = self.pop_oldest() else {
                     return Err(RejectReason::Full);
                 };
                 // Its place goes to the new task directly: given back, another could take it.
@@ -96,6 +99,13 @@ impl Shared {
             }
             result => result,
         }
+    }
+
+    /// The oldest task that has not started, of the queue or of the blocking lane.
+    fn pop_oldest(&self) -> Option<Node> {
+        let quick = self.queue.oldest(|node| node.header().queued_at);
+        let blocking = self.blocking.pop_older(quick);
+        blocking.or_else(|| self.queue.pop_oldest())
     }
 
     pub(crate) fn try_admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
@@ -116,8 +126,8 @@ impl Shared {
         observe::rejected(self, node, reason);
     }
 
-    pub(crate) fn complaint_is_due(&self) -> bool {
-        self.complaint.is_due(self.clock.now())
+    pub(crate) fn complaint_is_due(&self, reason: RejectReason) -> bool {
+        self.complaints.of(reason).is_due(self.clock.now())
     }
 
     pub(crate) fn rejections(&self) -> u64 {
@@ -128,11 +138,13 @@ impl Shared {
     /// For the operator who asks what takes up all the room.
     pub(crate) fn what_fills_it(&self) -> String {
         let mut queued = Vec::new();
-        self.queue.inspect(|_| (), |node| queued.push(node.name()));
+        self.queue.for_each(|node| queued.push(node.name()));
         self.blocking.for_each(|node| queued.push(node.name()));
         let mut waiting = Vec::new();
         self.waiting.for_each(|node| waiting.push(node.name()));
         let running: Vec<_> = self.slots.running().into_iter().map(|r| r.name).collect();
+        let taken = self.admission.taken();
+        let elsewhere = taken.saturating_sub(queued.len() + waiting.len() + running.len());
         let mut said = Vec::new();
         for (state, names) in [
             ("queued", queued),
@@ -146,6 +158,11 @@ impl Shared {
                     observe::commonest(names.into_iter())
                 ));
             }
+        }
+        if elsewhere > 0 {
+            said.push(format!(
+                "{elsewhere} reserved or held by responses under way"
+            ));
         }
         said.join("; ")
     }
@@ -172,7 +189,14 @@ impl Shared {
             if let Some(origin) = origin {
                 header.origin = Some(origin.clone());
             }
-            self.sort(node, &mut quick);
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => {
+                    // Its thread has no runtime; a retry will need one for its timer.
+                    self.see_runtime();
+                    self.blocking.push(self, node);
+                }
+            }
         }
         if !quick.is_empty() {
             self.wake(self.queue.push(quick));
@@ -184,20 +208,15 @@ impl Shared {
     pub(super) fn enqueue_due(self: &Arc<Self>, mut tasks: Fifo<Node>) {
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
-            self.sort(node, &mut quick);
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => self.blocking.push_due(self, node),
+            }
         }
         if !quick.is_empty() {
             self.wake(self.queue.push_due(quick));
         }
         self.cancel_if_abandoned();
-    }
-
-    /// Blocking tasks have a lane of their own.
-    fn sort(self: &Arc<Self>, node: Node, quick: &mut Fifo<Node>) {
-        match node.body().kind() {
-            Kind::Async | Kind::AsyncWithContext => quick.push(node),
-            Kind::Blocking => self.blocking.push(self, node),
-        }
     }
 
     /// After a push: a drain that gave up before it saw a queue without these, one that gives up
@@ -214,35 +233,6 @@ impl Shared {
             Wake::Nobody => {}
             Wake::Unpark(waker) => waker.wake(),
             Wake::Start(worker) => worker::start(self, worker),
-        }
-    }
-
-    /// Starts a task of the executor's own. Without a runtime there is nothing to run it.
-    pub(crate) fn spawn(
-        &self,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<tokio::task::AbortHandle> {
-        let handle = self.runtime()?;
-        Some(handle.spawn(future).abort_handle())
-    }
-
-    fn runtime(&self) -> Option<Handle> {
-        if let Some(runtime) = &self.config.runtime {
-            return Some(runtime.clone());
-        }
-        match Handle::try_current() {
-            Ok(current) => {
-                *self.last_runtime.lock() = Some(current.clone());
-                Some(current)
-            }
-            Err(_) => self.last_runtime.lock().clone(),
-        }
-    }
-
-    /// Remembers the caller's runtime, for a release that happens outside of one.
-    pub(crate) fn remember_runtime(&self) {
-        if self.config.runtime.is_none() && self.last_runtime.lock().is_none() {
-            *self.last_runtime.lock() = Handle::try_current().ok();
         }
     }
 
@@ -318,12 +308,22 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Drop for Shared {
-    /// The last handle is gone. What is still queued has no runtime left that would run it.
+    /// The last handle is gone. What is still queued has no runtime left that would run it. What the
+    /// tasks captured is the user's, and its drop may panic.
     fn drop(&mut self) {
         let taken = self.admission.taken();
         if taken > 0 {
             observe::lost_with_executor(taken);
         }
+        let (ready, due) = self.queue.take_all();
+        let (blocking, blocking_due) = self.blocking.take_all();
+        let waiting = self.waiting.take_all();
+        for mut tasks in [ready, due, blocking, blocking_due, waiting] {
+            while let Some(node) = tasks.pop() {
+                observe::panic_in_drop(node.drop_quietly());
+            }
+        }
+        self.letters.clear();
     }
 }
 
