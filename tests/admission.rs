@@ -441,6 +441,9 @@ async fn the_first_rejection_and_then_one_a_minute_say_what_fills_the_capacity()
     let third = warnings();
     assert_eq!(third.len(), 3);
     assert_eq!(third[2].field("reason"), "closed");
+    // Each is said at the level of chatter, and counted.
+    assert_eq!(log.about("refused", "task rejected"), 104);
+    assert_eq!(executor.snapshot().rejected_full, 103);
 }
 
 #[tokio::test]

@@ -121,8 +121,18 @@ impl Waiting {
     fn due(&self, now: Tick, give_up_at: impl Fn(&Node) -> Tick) -> Due {
         let mut state = self.state.lock();
         let state = &mut *state;
+        let mut due = Due {
+            may_start: Fifo::new(),
+            too_late: Fifo::new(),
+            next: None,
+        };
         while state.heap.peek().is_some_and(|entry| entry.due <= now) {
             if let Some(entry) = state.heap.pop() {
+                // What never waits for a token needs no place among those who do.
+                if state.throttled.is_empty() && state.bucket.take(now).is_ok() {
+                    due.may_start.push(entry.node);
+                    continue;
+                }
                 let key = state.throttled_so_far;
                 state.throttled_so_far += 1;
                 let at = give_up_at(&entry.node);
@@ -130,11 +140,6 @@ impl Waiting {
                 state.throttled.insert(key, entry.node);
             }
         }
-        let mut due = Due {
-            may_start: Fifo::new(),
-            too_late: Fifo::new(),
-            next: None,
-        };
         // Before the tokens are given out: what gives up needs none.
         while let Some(Reverse((at, key))) = state.give_ups.peek().copied() {
             if at > now && state.throttled.contains_key(&key) {
