@@ -6,9 +6,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::Extension;
@@ -27,6 +26,17 @@ mod log;
 use log::Log;
 
 const LONG: Duration = Duration::from_secs(30);
+
+/// All threads of this test binary write into one log; look for names of your own in it.
+fn global_log() -> Log {
+    static GLOBAL: OnceLock<Log> = OnceLock::new();
+    let log = GLOBAL.get_or_init(|| {
+        let log = Log::default();
+        tracing::subscriber::set_global_default(log.subscriber()).expect("the first");
+        log
+    });
+    log.clone()
+}
 
 /// A task that waits until the test lets it go.
 fn gated(gate: &Arc<Semaphore>) -> Task {
@@ -400,7 +410,7 @@ async fn case_24_a_request_that_registers_ten_thousand_tasks_is_held_to_its_limi
 
 #[tokio::test(start_paused = true)]
 async fn the_first_rejection_and_then_one_a_minute_say_what_fills_the_capacity() {
-    let log = Log::global();
+    let log = global_log();
     let executor = Executor::builder().concurrency(1).capacity(4).build();
     let gate = Arc::new(Semaphore::new(0));
     executor.submit(gated(&gate).name("hog"));

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,17 @@ use log::Log;
 
 /// For what must happen; a failing test waits as long.
 const LONG: Duration = Duration::from_secs(30);
+
+/// All threads of this test binary write into one log; look for names of your own in it.
+fn global_log() -> Log {
+    static GLOBAL: OnceLock<Log> = OnceLock::new();
+    let log = GLOBAL.get_or_init(|| {
+        let log = Log::default();
+        tracing::subscriber::set_global_default(log.subscriber()).expect("the first");
+        log
+    });
+    log.clone()
+}
 
 fn runtimes() -> [Runtime; 2] {
     [
@@ -301,7 +312,7 @@ async fn case_25_the_token_of_a_timed_out_attempt_is_cancelled() {
 
 #[test]
 fn case_25_a_task_that_never_yields_is_reported_as_stuck() {
-    let log = Log::global();
+    let log = global_log();
     for (runtime, name) in runtimes().into_iter().zip(["stuck-current", "stuck-multi"]) {
         let executor = Executor::builder()
             .timeout(Duration::from_millis(100))
@@ -341,7 +352,7 @@ fn case_25_a_task_that_never_yields_is_reported_as_stuck() {
 
 #[test]
 fn case_25_a_blocking_task_that_ignores_its_token_keeps_its_slot_and_is_not_run_twice() {
-    let log = Log::global();
+    let log = global_log();
     on_both(|| async {
         let said = || log.about("stuck-blocking", "task is stuck");
         let before = said();
@@ -645,7 +656,7 @@ async fn survives(executor: &Executor) {
 
 #[test]
 fn case_28_each_panic_is_one_bounded_record_and_the_slot_survives() {
-    let log = Log::global();
+    let log = global_log();
     on_both(|| async {
         for (name, task, reason, error) in hostile_tasks() {
             let executor = one_slot().build();
@@ -670,7 +681,7 @@ fn case_28_each_panic_is_one_bounded_record_and_the_slot_survives() {
 
 #[test]
 fn case_28_a_panic_in_the_drop_of_what_a_task_captured() {
-    let log = Log::global();
+    let log = global_log();
     on_both(|| async {
         for (text, fails) in [("captured, succeeded", false), ("captured, failed", true)] {
             let executor = one_slot().build();
@@ -727,7 +738,7 @@ fn case_28_a_panic_in_the_condition() {
 
 #[test]
 fn case_28_a_panic_in_the_hook() {
-    let log = Log::global();
+    let log = global_log();
     on_both(|| async {
         let hook = |_: &_| panic!("in the hook of case 28");
         let executor = one_slot().on_dead_letter(hook).build();
@@ -838,7 +849,7 @@ fn a_retry_that_outlives_its_runtime_runs_on_the_next() {
 
 #[test]
 fn a_runtime_without_a_timer_is_a_clear_error_and_loses_nothing() {
-    let log = Log::global();
+    let log = global_log();
     let executor = Executor::new();
     let poor = Builder::new_current_thread().build().unwrap();
     let ran = Arc::new(AtomicUsize::new(0));
@@ -865,7 +876,7 @@ fn a_runtime_without_a_timer_is_a_clear_error_and_loses_nothing() {
 
 #[test]
 fn a_runtime_that_ends_with_queued_tasks_says_so_and_keeps_them() {
-    let log = Log::global();
+    let log = global_log();
     let executor = Executor::builder().concurrency(1).build();
     let [runtime, second] = runtimes();
     runtime.block_on(async {

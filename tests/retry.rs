@@ -20,8 +20,11 @@ fn about(found: Duration, expected: f64) -> bool {
     (expected..expected + 0.01).contains(&found.as_secs_f64())
 }
 
+/// When an attempt started, its number, and how the last one ended.
+type Start = (Instant, u32, Option<String>);
+
 /// A task that notes when each of its attempts starts, and what it was told; the first `failures` fail.
-fn noting(log: &Arc<Mutex<Vec<(Instant, u32, Option<String>)>>>, failures: u32) -> Task {
+fn noting(log: &Arc<Mutex<Vec<Start>>>, failures: u32) -> Task {
     let log = log.clone();
     Task::with_context(move |context: TaskContext| {
         let last = context.last_error().map(str::to_owned);

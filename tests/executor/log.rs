@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use tracing::field::{Field, Visit};
 use tracing::{Level, Subscriber};
@@ -26,17 +26,8 @@ impl Line {
 pub(crate) struct Log(Arc<Mutex<Vec<Line>>>);
 
 impl Log {
-    /// All threads of this test binary write into one log; look for names of your own in it.
-    pub(crate) fn global() -> Log {
-        static GLOBAL: OnceLock<Log> = OnceLock::new();
-        GLOBAL
-            .get_or_init(|| {
-                let log = Log::default();
-                let subscriber = tracing_subscriber::registry().with(log.clone());
-                tracing::subscriber::set_global_default(subscriber).expect("the first");
-                log
-            })
-            .clone()
+    pub(crate) fn subscriber(&self) -> impl Subscriber + Send + Sync + use<> {
+        tracing_subscriber::registry().with(self.clone())
     }
 
     pub(crate) fn lines(&self, is_it: impl Fn(&Line) -> bool) -> Vec<Line> {
