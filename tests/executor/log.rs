@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use tracing::Subscriber;
 use tracing::field::{Field, Visit};
-use tracing::{Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 /// One event.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
-    pub(crate) level: Level,
     pub(crate) message: String,
     pub(crate) fields: HashMap<&'static str, String>,
 }
@@ -51,9 +50,8 @@ impl<S: Subscriber> Layer<S> for Log {
             return;
         }
         let mut line = Line {
-            level: *event.metadata().level(),
+            fields: HashMap::from([("level", event.metadata().level().to_string())]),
             message: String::new(),
-            fields: HashMap::new(),
         };
         event.record(&mut line);
         self.0.lock().unwrap_or_else(|e| e.into_inner()).push(line);
