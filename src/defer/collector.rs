@@ -119,6 +119,11 @@ impl Collector {
         self.gate.pushed() > 0
     }
 
+    /// Whether the request has registered all that it may. A hint: registering decides.
+    pub(super) fn is_at_limit(&self) -> bool {
+        self.gate.pushed() >= self.scope.max_tasks && self.response.get().is_none()
+    }
+
     /// An inner layer with an executor of its own: its drain waits for this request, too.
     pub(crate) fn join(&self, executor: &Executor) {
         if Arc::ptr_eq(executor.shared(), self.scope.executor.shared()) {

@@ -77,7 +77,13 @@ impl Defer {
     pub fn run(&self, task: impl IntoTask) -> TaskHandle {
         let node = located(task.into_task(), Location::caller());
         let executor = self.executor();
-        let registered = match executor.shared().admit() {
+        // Asked first: no other task makes room for one that its own request's limit refuses.
+        let admitted = if self.collector.is_at_limit() {
+            Err(RejectReason::RequestLimit)
+        } else {
+            executor.shared().admit()
+        };
+        let registered = match admitted {
             Ok(place) => self.register(node, place),
             Err(reason) => Err((node, reason)),
         };

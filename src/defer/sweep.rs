@@ -141,9 +141,8 @@ impl Sweep {
             sweep: self.clone(),
             ended: false,
         };
-        if shared.spawn(running.run()).is_none() {
-            observe::no_runtime();
-        }
+        // Where it cannot be started it is dropped, and the next registration tries again.
+        let _ = shared.spawn(running.run());
     }
 
     fn look(&self) {

@@ -11,9 +11,10 @@ use super::builder::{Config, Overflow};
 use super::counters::Counters;
 use super::dead_letters::Letters;
 use super::dedicated::OwnRuntime;
-use super::drain::{Drain, UnfinishedState};
+use super::drain::Drain;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
+use super::report::UnfinishedState;
 use super::running::Slots;
 use super::waiting::Waiting;
 use super::watch::Watch;
@@ -36,7 +37,9 @@ pub(crate) struct Shared {
     pub(super) letters: Letters,
     pub(super) drain: Drain,
     pub(super) watch: Watch,
-    complaint: observe::Complaint,
+    complaints: observe::Complaints,
+    /// That there is no usable runtime is said now and then, not for every task.
+    pub(super) no_runtime: observe::Complaint,
     /// Requests whose handler has not answered.
     handlers: AtomicUsize,
     /// Responses under way from which a task may still be registered.
@@ -45,8 +48,8 @@ pub(crate) struct Shared {
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
-    last_runtime: Mutex<Option<Handle>>,
-    own_runtime: OwnRuntime,
+    pub(super) last_runtime: Mutex<Option<Handle>>,
+    pub(super) own_runtime: OwnRuntime,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
@@ -74,7 +77,8 @@ impl Shared {
             letters: Letters::new(config.dead_letters),
             drain: Drain::default(),
             watch: Watch::default(),
-            complaint: observe::Complaint::default(),
+            complaints: observe::Complaints::default(),
+            no_runtime: observe::Complaint::default(),
             handlers: AtomicUsize::new(0),
             responses: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
@@ -90,7 +94,7 @@ impl Shared {
     pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
         match self.try_admit() {
             Err(RejectReason::Full) if self.config.overflow == Overflow::DropOldest => {
-                let Some(oldest) = self.queue.pop_oldest() else {
+                let Some(oldest) = self.pop_oldest() else {
                     return Err(RejectReason::Full);
                 };
                 // Its place goes to the new task directly: given back, another could take it.
@@ -103,6 +107,13 @@ impl Shared {
             }
             result => result,
         }
+    }
+
+    /// The oldest task that has not started, of the queue or of the blocking lane.
+    fn pop_oldest(&self) -> Option<Node> {
+        let quick = self.queue.oldest(|node| node.header().queued_at);
+        let blocking = self.blocking.pop_older(quick);
+        blocking.or_else(|| self.queue.pop_oldest())
     }
 
     pub(crate) fn try_admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
@@ -129,8 +140,8 @@ impl Shared {
         observe::panic_in_drop(node.drop_quietly());
     }
 
-    pub(crate) fn complaint_is_due(&self) -> bool {
-        self.complaint.is_due(self.clock.now())
+    pub(crate) fn complaint_is_due(&self, reason: RejectReason) -> bool {
+        self.complaints.of(reason).is_due(self.clock.now())
     }
 
     pub(crate) fn rejections(&self) -> u64 {
@@ -141,11 +152,13 @@ impl Shared {
     /// For the operator who asks what takes up all the room.
     pub(crate) fn what_fills_it(&self) -> String {
         let mut queued = Vec::new();
-        self.queue.inspect(|_| (), |node| queued.push(node.name()));
+        self.queue.for_each(|node| queued.push(node.name()));
         self.blocking.for_each(|node| queued.push(node.name()));
         let mut waiting = Vec::new();
         self.waiting.for_each(|node| waiting.push(node.name()));
         let running: Vec<_> = self.slots.running().into_iter().map(|r| r.name).collect();
+        let taken = self.admission.taken();
+        let elsewhere = taken.saturating_sub(queued.len() + waiting.len() + running.len());
         let mut said = Vec::new();
         for (state, names) in [
             ("queued", queued),
@@ -159,6 +172,11 @@ impl Shared {
                     observe::commonest(names.into_iter())
                 ));
             }
+        }
+        if elsewhere > 0 {
+            said.push(format!(
+                "{elsewhere} reserved or held by responses under way"
+            ));
         }
         said.join("; ")
     }
@@ -189,7 +207,14 @@ impl Shared {
             if let Some(origin) = origin {
                 header.origin = Some(origin.clone());
             }
-            self.sort(node, &mut quick);
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => {
+                    // Its thread has no runtime; a retry will need one for its timer.
+                    self.see_runtime();
+                    self.blocking.push(self, node);
+                }
+            }
         }
         if !quick.is_empty() {
             self.wake(self.queue.push(quick));
@@ -204,20 +229,15 @@ impl Shared {
         }
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
-            self.sort(node, &mut quick);
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => self.blocking.push_due(self, node),
+            }
         }
         if !quick.is_empty() {
             self.wake(self.queue.push_due(quick));
         }
         self.cancel_if_abandoned();
-    }
-
-    /// Blocking tasks have a lane of their own.
-    fn sort(self: &Arc<Self>, node: Node, quick: &mut Fifo<Node>) {
-        match node.body().kind() {
-            Kind::Async | Kind::AsyncWithContext => quick.push(node),
-            Kind::Blocking => self.blocking.push(self, node),
-        }
     }
 
     /// After a push: a drain that gave up before it saw a queue without these, one that gives up
@@ -226,13 +246,6 @@ impl Shared {
         if self.drain.is_abandoned() {
             self.cancel_queued();
         }
-    }
-
-    /// The executor is waited for, so there is a runtime: what was left behind where there was none, or
-    /// by one that has ended, goes on.
-    pub(super) fn resume(self: &Arc<Self>) {
-        self.wake(self.queue.rouse());
-        self.resume_timer();
     }
 
     /// Does what the queue decided.
@@ -244,42 +257,16 @@ impl Shared {
         }
     }
 
-    /// Starts a task of the executor's own. Without a runtime there is nothing to run it.
-    pub(crate) fn spawn(
-        &self,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<tokio::task::AbortHandle> {
-        let handle = self.runtime()?;
-        Some(handle.spawn(future).abort_handle())
-    }
-
-    fn runtime(&self) -> Option<Handle> {
-        if let Some(runtime) = &self.config.runtime {
-            return Some(runtime.clone());
-        }
-        if let Some(threads) = self.config.threads {
-            return self.own_runtime.handle(threads);
-        }
-        match Handle::try_current() {
-            Ok(current) => {
-                *self.last_runtime.lock() = Some(current.clone());
-                Some(current)
-            }
-            Err(_) => self.last_runtime.lock().clone(),
-        }
-    }
-
-    /// Remembers the caller's runtime, for a release that happens outside of one.
-    pub(crate) fn remember_runtime(&self) {
-        let has_its_own = self.config.runtime.is_some() || self.config.threads.is_some();
-        if !has_its_own && self.last_runtime.lock().is_none() {
-            *self.last_runtime.lock() = Handle::try_current().ok();
-        }
-    }
-
     /// A task reached its end: its place is free.
     pub(super) fn give_back(&self) {
         if self.admission.give_back() {
+            self.tell_if_quiet();
+        }
+    }
+
+    /// Whoever waited for a place does so no more.
+    pub(super) fn leave_line(&self, ticket: u64) {
+        if self.admission.cancel(ticket) {
             self.tell_if_quiet();
         }
     }
@@ -361,12 +348,22 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Drop for Shared {
-    /// The last handle is gone. What is still queued has no runtime left that would run it.
+    /// The last handle is gone. What is still queued has no runtime left that would run it. What the
+    /// tasks captured is the user's, and its drop may panic.
     fn drop(&mut self) {
         let taken = self.admission.taken();
         if taken > 0 {
             observe::lost_with_executor(taken);
         }
+        let (ready, due) = self.queue.take_all();
+        let (blocking, blocking_due) = self.blocking.take_all();
+        let waiting = self.waiting.take_all();
+        for mut tasks in [ready, due, blocking, blocking_due, waiting] {
+            while let Some(node) = tasks.pop() {
+                observe::panic_in_drop(node.drop_quietly());
+            }
+        }
+        self.letters.clear();
     }
 }
 
