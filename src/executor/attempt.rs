@@ -11,9 +11,10 @@ use super::Shared;
 use super::running::{Running, Slot};
 use super::worker::Alarm;
 use crate::clock::Tick;
+use crate::error::{TaskError, panic_text};
 use crate::observe::{self, AttemptSpan};
 use crate::sync::Arc;
-use crate::task::{Attempt, Kind, Node, TaskError, panic_text};
+use crate::task::{Attempt, Kind, Node};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -60,10 +61,7 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
         .header()
         .origin
         .as_ref()
-        .and_then(|origin| origin.response());
-    let Some(response) = response else {
-        return None;
-    };
+        .and_then(|origin| origin.response())?;
     let held = match node.settings() {
         None => Ok(!response.is_failure()),
         Some(settings) if settings.admitted => return None,

@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use super::groups::{self, DeadLetterGroup};
 use super::{RejectReason, Shared};
 use crate::clock;
+use crate::error::panic_text;
 use crate::observe;
 use crate::response::ResponseInfo;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, Mutex};
-use crate::task::{AttemptRecord, Fifo, Node, Origin, TaskId, panic_text};
+use crate::task::{AttemptRecord, Fifo, Node, Origin, TaskId};
 
 pub(super) type Hook = Box<dyn Fn(&DeadLetter) + Send + Sync>;
 

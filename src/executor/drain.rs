@@ -56,8 +56,10 @@ struct Totals {
     cancelled: u64,
 }
 
-/// What a drain found: how many tasks came to which end while it lasted, and the name of each that
-/// did not complete.
+/// What a drain found: how many tasks came to which end since it began, and the name of each that
+/// did not complete. Its `Display` is made for a log: one line, and one for each of these.
+///
+/// What ended before the drain began is in the [`Snapshot`](crate::Snapshot) only.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -69,7 +71,7 @@ pub struct DrainReport {
     pub skipped: u64,
     /// Tasks that were abandoned at the deadline, or taken back by their handle.
     pub cancelled: u64,
-    /// Deliveries that stay in a store, their attempts not consumed.
+    /// Deliveries that stay in a store, their attempts not consumed; 0 where there is no store.
     pub kept: u64,
     /// Each task that did not complete, and why; at most 10,000 of them.
     pub unfinished: Vec<Unfinished>,
@@ -77,7 +79,7 @@ pub struct DrainReport {
     pub unnamed: u64,
     /// Whether the deadline came first.
     pub timed_out: bool,
-    /// How long it took.
+    /// How long it took, from the beginning of the drain.
     pub took: Duration,
 }
 
@@ -251,9 +253,9 @@ impl Drain {
 }
 
 impl Shared {
-    /// See [`Executor::drain`](super::Executor::drain). `requests`: whether requests that may still
-    /// register something are waited for.
-    pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, requests: bool) -> DrainReport {
+    /// See [`Executor::drain`](super::Executor::drain). `responses`: whether responses under way, from
+    /// which something may still be registered, are waited for, as handlers always are.
+    pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, responses: bool) -> DrainReport {
         self.begin_drain();
         self.resume();
         let _watcher = Watcher::new(self);
@@ -266,7 +268,7 @@ impl Shared {
                 if self.admission.taken() == 0 {
                     break;
                 }
-            } else if (!requests || self.open_requests() == 0) && self.admission.close_if_empty() {
+            } else if self.no_more_requests(responses) && self.admission.close_if_empty() {
                 break;
             }
             tokio::select! {
@@ -281,6 +283,11 @@ impl Shared {
         let report = self.drain_report(timed_out);
         observe::drained(&report);
         report
+    }
+
+    fn no_more_requests(&self, responses: bool) -> bool {
+        let (handlers, open) = self.open_requests();
+        handlers == 0 && (open == 0 || !responses)
     }
 
     /// Waits until no task is outstanding.
@@ -314,7 +321,7 @@ impl Shared {
     async fn abandon(self: &Arc<Self>) {
         self.drain.phase.store(ABANDONED, Ordering::SeqCst);
         self.admission.close();
-        self.release_sources();
+        self.release_sources(true);
         self.cancel_queued();
         for slot in self.slots.all() {
             slot.with(|running| running.token.as_ref().map(|token| token.cancel()));

@@ -11,10 +11,11 @@ use super::attempt::{Begun, Outcome};
 use super::drain::UnfinishedState;
 use super::running::Slot;
 use crate::clock;
+use crate::error::{Class, TaskError, error_text, panic_text};
 use crate::observe::{self, AttemptSpan};
-use crate::retry::{Class, Decision, DiscardReason, FailedAttempt, decide};
+use crate::retry::{Decision, DiscardReason, FailedAttempt, decide};
 use crate::sync::Arc;
-use crate::task::{AttemptRecord, Fifo, Node, TaskError, error_text, panic_text};
+use crate::task::{AttemptRecord, Fifo, Node};
 
 impl Shared {
     pub(super) fn settle(

@@ -10,6 +10,7 @@ use super::blocking::BlockingLane;
 use super::builder::{Config, Overflow};
 use super::counters::Counters;
 use super::dead_letters::Letters;
+use super::dedicated::OwnRuntime;
 use super::drain::Drain;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
@@ -36,20 +37,24 @@ pub(crate) struct Shared {
     pub(super) drain: Drain,
     pub(super) watch: Watch,
     complaint: observe::Complaint,
-    /// Requests that may still register a task.
-    open_requests: AtomicUsize,
+    /// Requests whose handler has not answered.
+    handlers: AtomicUsize,
+    /// Responses under way from which a task may still be registered.
+    responses: AtomicUsize,
     /// Whoever waits for the executor to be quiet.
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
     last_runtime: Mutex<Option<Handle>>,
+    own_runtime: OwnRuntime,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
 /// What holds tasks that are not released yet; a drain can ask for them.
 pub(crate) trait Source: Send + Sync {
-    /// Releases what it holds now, without waiting for the response.
-    fn release_now(&self);
+    /// Releases what it holds, without waiting for the responses; with `handlers`, also the tasks of
+    /// requests whose handler has not answered yet.
+    fn release_now(&self, handlers: bool);
 }
 
 /// A reserved place in the capacity. Given back when dropped.
@@ -70,10 +75,12 @@ impl Shared {
             drain: Drain::default(),
             watch: Watch::default(),
             complaint: observe::Complaint::default(),
-            open_requests: AtomicUsize::new(0),
+            handlers: AtomicUsize::new(0),
+            responses: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
+            own_runtime: OwnRuntime::default(),
             sources: Mutex::new(Vec::new()),
             config,
         }
@@ -237,6 +244,9 @@ impl Shared {
         if let Some(runtime) = &self.config.runtime {
             return Some(runtime.clone());
         }
+        if let Some(threads) = self.config.threads {
+            return self.own_runtime.handle(threads);
+        }
         match Handle::try_current() {
             Ok(current) => {
                 *self.last_runtime.lock() = Some(current.clone());
@@ -248,7 +258,8 @@ impl Shared {
 
     /// Remembers the caller's runtime, for a release that happens outside of one.
     pub(crate) fn remember_runtime(&self) {
-        if self.config.runtime.is_none() && self.last_runtime.lock().is_none() {
+        let has_its_own = self.config.runtime.is_some() || self.config.threads.is_some();
+        if !has_its_own && self.last_runtime.lock().is_none() {
             *self.last_runtime.lock() = Handle::try_current().ok();
         }
     }
@@ -261,17 +272,34 @@ impl Shared {
     }
 
     pub(crate) fn request_opened(&self) {
-        self.open_requests.fetch_add(1, Ordering::SeqCst);
+        self.handlers.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(crate) fn request_closed(&self) {
-        if self.open_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
+    /// The handler has answered (or there will be no answer). `open`: tasks may still be registered
+    /// until [`response_closed`](Self::response_closed).
+    pub(crate) fn request_answered(&self, open: bool) {
+        if open {
+            // Before the other, so that a drain never sees neither.
+            self.responses.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.handlers.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.tell_if_quiet();
         }
     }
 
-    pub(super) fn open_requests(&self) -> usize {
-        self.open_requests.load(Ordering::SeqCst)
+    pub(crate) fn response_closed(&self) {
+        if self.responses.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tell_if_quiet();
+        }
+    }
+
+    /// Requests that may still register a task: those whose handler has not answered, and those whose
+    /// response is under way.
+    pub(super) fn open_requests(&self) -> (usize, usize) {
+        (
+            self.handlers.load(Ordering::SeqCst),
+            self.responses.load(Ordering::SeqCst),
+        )
     }
 
     /// The one who waits counts itself and then looks, the one who tells changes and then looks for
@@ -289,14 +317,16 @@ impl Shared {
     }
 
     /// Releases what requests still hold.
-    pub(crate) fn release_sources(&self) {
+    pub(crate) fn release_sources(&self, handlers: bool) {
         let sources: Vec<_> = self
             .sources
             .lock()
             .iter()
             .filter_map(Weak::upgrade)
             .collect();
-        sources.iter().for_each(|source| source.release_now());
+        sources
+            .iter()
+            .for_each(|source| source.release_now(handlers));
     }
 
     /// Removes a queued task; whether there was one.

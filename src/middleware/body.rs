@@ -16,11 +16,14 @@ use pin_project::pin_project;
 
 use super::future::grpc_status;
 use crate::defer::{Ending, Hold};
+use crate::error::bounded_text;
 use crate::response::{BodySeen, classify};
 use crate::sync::Arc;
-use crate::task::bounded_text;
 
 /// A response body behind a [`DeferLayer`](crate::DeferLayer).
+///
+/// Frames, trailers, errors, `size_hint` and `is_end_stream` are the inner body's. Its drop tells how the
+/// response ended; the tasks are released when the last of its chunks is dropped, too.
 #[pin_project]
 #[derive(Debug)]
 pub struct DeferBody<B> {

@@ -6,7 +6,6 @@
 mod body;
 mod condition;
 mod context;
-mod error;
 mod id;
 mod list;
 mod name;
@@ -18,8 +17,6 @@ pub(crate) use body::{Body, Kind};
 pub use condition::When;
 pub use context::TaskContext;
 pub(crate) use context::{Attempt, Origin};
-pub use error::{BoxError, TaskError};
-pub(crate) use error::{bounded_text, error_text, panic_text};
 pub use id::TaskId;
 pub(crate) use list::{Fifo, Link};
 pub(crate) use name::Name;
