@@ -519,6 +519,7 @@ impl Model {
 
     fn body_dropped(&mut self) {
         self.stage = Stage::Over;
+        let whole = self.declared.is_some_and(|declared| self.bytes >= declared);
         let success = self.status.is_some_and(|s| (200..300).contains(&s));
         let end = if self.failed {
             End::BodyFailed
@@ -528,9 +529,7 @@ impl Model {
             End::Complete
         } else if self.ended && self.declared.is_some_and(|declared| self.bytes < declared) {
             End::Truncated
-        } else if self.ended {
-            End::Complete
-        } else if self.http1 && self.declared.is_some_and(|declared| self.bytes >= declared) {
+        } else if self.ended || (self.http1 && whole) {
             End::Complete
         } else {
             End::Aborted
