@@ -175,7 +175,7 @@ pub use retry::{DiscardReason, Jitter, Retry, RetryBudget};
 #[cfg(feature = "signal")]
 pub use shutdown::signal;
 pub use shutdown::{Shutdown, StopServing};
-pub use task::{AttemptRecord, Task, TaskContext, TaskId, TaskOutput, When};
+pub use task::{AttemptRecord, IntoTask, Task, TaskContext, TaskId, TaskOutput, When};
 
 /// Their examples are compiled as documentation tests, and so cannot rot.
 #[cfg(all(doctest, feature = "axum", feature = "signal"))]

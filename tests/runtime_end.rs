@@ -230,7 +230,11 @@ fn a_worker_that_yields_holds_no_task() {
                 enough.notified().await;
             });
             drop(runtime);
-            assert_eq!(lawful(&executor).cancelled, 0, "the runtime ended after {last}");
+            assert_eq!(
+                lawful(&executor).cancelled,
+                0,
+                "the runtime ended after {last}"
+            );
             second.runtime().block_on(async {
                 executor.submit(log.task(40));
                 in_time("quiet", executor.idle()).await;

@@ -251,17 +251,29 @@ impl Collector {
 
     /// Releases by force what is registered so far.
     pub(crate) fn force(self: &Arc<Self>) -> usize {
-        self.release(true)
+        self.release(true, Shared::enqueue)
+    }
+
+    /// Gives up what a handler has registered that is still pending at a drain's deadline. It is not
+    /// released: another executor, whose deadline comes a moment later, would start it meanwhile.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        self.release(true, |shared, tasks, _| {
+            shared.cancel_all(tasks, UnfinishedState::NeverStarted);
+        });
     }
 
     fn let_go(self: &Arc<Self>) {
         if self.gate.let_go() {
-            self.release(false);
+            self.release(false, Shared::enqueue);
         }
     }
 
     /// Returns how many tasks were released.
-    fn release(self: &Arc<Self>, forced: bool) -> usize {
+    fn release(
+        self: &Arc<Self>,
+        forced: bool,
+        hand_over: impl Fn(&Arc<Shared>, Fifo<Node>, Option<&Arc<dyn Origin>>),
+    ) -> usize {
         let clock = &self.scope.executor.shared().clock;
         let used = self.is_used();
         let now = if used { clock.now() } else { Tick::ZERO };
@@ -284,9 +296,9 @@ impl Collector {
         }
         observe::released(count, end);
         let origin: Arc<dyn Origin> = self.clone();
-        self.scope.executor.shared().enqueue(tasks, Some(&origin));
+        hand_over(self.scope.executor.shared(), tasks, Some(&origin));
         for (executor, tasks) in elsewhere {
-            executor.shared().enqueue(tasks, Some(&origin));
+            hand_over(executor.shared(), tasks, Some(&origin));
         }
         count
     }

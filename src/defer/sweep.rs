@@ -163,8 +163,10 @@ impl Sweep {
 impl Source for Sweep {
     fn release_now(&self, handlers: bool) {
         for collector in self.all() {
-            if handlers || collector.progress().has_begun() {
+            if collector.progress().has_begun() {
                 collector.force();
+            } else if handlers {
+                collector.abandon();
             }
         }
     }

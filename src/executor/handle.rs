@@ -13,7 +13,7 @@ use super::{
 };
 use crate::observe;
 use crate::sync::Arc;
-use crate::task::{Fifo, Node, Task};
+use crate::task::{Fifo, IntoTask, Node, Task};
 
 /// Runs tasks: bounded, with retries, and with an account of each.
 ///
@@ -62,12 +62,12 @@ impl Executor {
     /// timer enabled. Called where there is none, the task stays queued until the executor is used from
     /// within a runtime, and an error is logged.
     #[track_caller]
-    pub fn submit(&self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(&self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.admit() {
             Ok(place) => self.accept(node, place),
             Err(reason) => {
-                self.shared.reject(&node, reason);
+                self.shared.reject_for_good(node, reason);
                 TaskHandle::rejected(reason)
             }
         }
@@ -80,8 +80,8 @@ impl Executor {
     ///
     /// [`Rejected`], with the task and the reason.
     #[track_caller]
-    pub fn try_submit(&self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
-        let node = located(task.into(), Location::caller());
+    pub fn try_submit(&self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.try_admit() {
             Ok(place) => Ok(self.accept(node, place)),
             Err(reason) => {
@@ -251,8 +251,8 @@ pub struct Permit {
 impl Permit {
     /// Uses the room.
     #[track_caller]
-    pub fn submit(self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         self.executor.accept(node, self.place)
     }
 

@@ -192,7 +192,7 @@ impl Shared {
         self.cancel(node, state);
     }
 
-    pub(super) fn cancel_all(&self, mut tasks: Fifo<Node>, state: UnfinishedState) {
+    pub(crate) fn cancel_all(&self, mut tasks: Fifo<Node>, state: UnfinishedState) {
         while let Some(node) = tasks.pop() {
             self.cancel(node, state);
         }

@@ -11,7 +11,7 @@ use super::builder::{Config, Overflow};
 use super::counters::Counters;
 use super::dead_letters::Letters;
 use super::dedicated::OwnRuntime;
-use super::drain::Drain;
+use super::drain::{Drain, UnfinishedState};
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
 use super::running::Slots;
@@ -123,6 +123,12 @@ impl Shared {
         observe::rejected(self, node, reason);
     }
 
+    /// The same for a task that nobody gets back: its drop must not panic in the handler's face.
+    pub(crate) fn reject_for_good(&self, node: Node, reason: RejectReason) {
+        self.reject(&node, reason);
+        observe::panic_in_drop(node.drop_quietly());
+    }
+
     pub(crate) fn complaint_is_due(&self) -> bool {
         self.complaint.is_due(self.clock.now())
     }
@@ -171,6 +177,10 @@ impl Shared {
         mut tasks: Fifo<Node>,
         origin: Option<&Arc<dyn Origin>>,
     ) {
+        if self.drain.is_abandoned() {
+            // Not by way of the queue: a worker on another thread would take them from there.
+            return self.cancel_all(tasks, UnfinishedState::NeverStarted);
+        }
         let now = self.clock.now();
         let mut quick = Fifo::new();
         while let Some(mut node) = tasks.pop() {
@@ -189,6 +199,9 @@ impl Shared {
 
     /// Hands tasks over whose retry is due.
     pub(super) fn enqueue_due(self: &Arc<Self>, mut tasks: Fifo<Node>) {
+        if self.drain.is_abandoned() {
+            return self.cancel_all(tasks, UnfinishedState::Waiting);
+        }
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
             self.sort(node, &mut quick);
