@@ -74,7 +74,7 @@
 //! | step | types |
 //! | --- | --- |
 //! | put the handle into each request | [`DeferLayer`], [`DeferService`], [`DeferFuture`], [`DeferBody`] |
-//! | register work | [`Defer`], [`RequestExt`], [`Task`], [`TaskContext`], [`TaskHandle`] |
+//! | register work | [`Defer`], [`RequestExt`], [`Task`], [`IntoTask`], [`TaskContext`], [`TaskHandle`] |
 //! | have it run or not | [`When`], [`ResponseInfo`], [`End`] |
 //! | run it within bounds | [`Executor`], [`ExecutorBuilder`], [`Overflow`], [`Snapshot`] |
 //! | try again, or give up | [`TaskError`], [`Retry`], [`RetryBudget`], [`DeadLetters`] |
