@@ -69,8 +69,8 @@ pub(crate) trait Body: Send {
     /// Whether another attempt is possible.
     fn reusable(&self) -> bool;
 
-    /// The function that registered it.
-    fn default_name(&self) -> &'static str;
+    /// Finds the function that registered it.
+    fn default_name(&self) -> fn() -> &'static str;
 }
 
 /// A closure that makes a future for each attempt: `F` is one of the [`Make`]s below.
@@ -126,8 +126,8 @@ impl<F: Make> Body for Repeat<F> {
         true
     }
 
-    fn default_name(&self) -> &'static str {
-        F::default_name()
+    fn default_name(&self) -> fn() -> &'static str {
+        F::default_name
     }
 }
 
@@ -146,7 +146,7 @@ where
     }
 
     fn default_name() -> &'static str {
-        name::of_closure(std::any::type_name::<F>())
+        name::of::<F>()
     }
 }
 
@@ -166,7 +166,7 @@ where
     }
 
     fn default_name() -> &'static str {
-        name::of_closure(std::any::type_name::<F>())
+        name::of::<F>()
     }
 }
 
@@ -185,7 +185,7 @@ where
     }
 
     fn default_name() -> &'static str {
-        name::of_closure(std::any::type_name::<F>())
+        name::of::<F>()
     }
 }
 
@@ -248,8 +248,8 @@ where
         !self.begun
     }
 
-    fn default_name(&self) -> &'static str {
-        name::of_closure(std::any::type_name::<Fut>())
+    fn default_name(&self) -> fn() -> &'static str {
+        name::of::<Fut>
     }
 }
 
@@ -264,7 +264,7 @@ impl<F> Blocking<F> {
     pub(crate) fn named<N>(attempt: F) -> Self {
         Self {
             attempt,
-            name: std::any::type_name::<N>,
+            name: name::of::<N>,
         }
     }
 }
@@ -293,7 +293,7 @@ where
         true
     }
 
-    fn default_name(&self) -> &'static str {
-        name::of_closure((self.name)())
+    fn default_name(&self) -> fn() -> &'static str {
+        self.name
     }
 }
