@@ -187,10 +187,7 @@ impl Collector {
 
     fn submit(self: &Arc<Self>, shared: &Arc<Shared>, mut node: Node, place: Place) {
         shared.accept(&mut node, place);
-        let mut one = Fifo::new();
-        one.push(node);
-        let origin: Arc<dyn Origin> = self.clone();
-        shared.enqueue(one, Some(&origin));
+        shared.enqueue_one(node, Some(self.clone()));
     }
 
     /// The handler has answered. Returns whether anyone can still register a task: if not, and none

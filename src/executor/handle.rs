@@ -13,7 +13,7 @@ use super::{
 };
 use crate::observe;
 use crate::sync::Arc;
-use crate::task::{Fifo, Node, Task};
+use crate::task::{Node, Task};
 
 /// Runs tasks: bounded, with retries, and with an account of each.
 ///
@@ -155,9 +155,7 @@ impl Executor {
         self.shared.accept(&mut node, place);
         observe::submitted(&mut node);
         let handle = TaskHandle::accepted(node.id(), self.shared.clone());
-        let mut one = Fifo::new();
-        one.push(node);
-        self.shared.enqueue(one, None);
+        self.shared.enqueue_one(node, None);
         handle
     }
 }

@@ -187,6 +187,24 @@ impl Shared {
         self.cancel_if_abandoned();
     }
 
+    /// As [`enqueue`](Self::enqueue), for one.
+    pub(crate) fn enqueue_one(
+        self: &Arc<Self>,
+        mut node: Node,
+        origin: Option<Arc<dyn Origin>>,
+    ) {
+        let header = node.header_mut();
+        header.queued_at = self.clock.now();
+        if origin.is_some() {
+            header.origin = origin;
+        }
+        match node.body().kind() {
+            Kind::Async | Kind::AsyncWithContext => self.wake(self.queue.push_one(node)),
+            Kind::Blocking => self.blocking.push(self, node),
+        }
+        self.cancel_if_abandoned();
+    }
+
     /// Hands tasks over whose retry is due.
     pub(super) fn enqueue_due(self: &Arc<Self>, mut tasks: Fifo<Node>) {
         let mut quick = Fifo::new();
