@@ -58,9 +58,9 @@ pub(crate) fn submitted(node: &mut Node) {
 pub(crate) struct AttemptSpan(Span);
 
 impl AttemptSpan {
-    /// Where there was no attempt.
-    pub(crate) fn none() -> Self {
-        Self(Span::none())
+    /// None where nobody is listening.
+    pub(crate) fn seen(&self) -> Option<&Self> {
+        (!self.0.is_none()).then_some(self)
     }
 
     pub(crate) fn within<R>(&self, run: impl FnOnce() -> R) -> R {
@@ -73,9 +73,7 @@ impl AttemptSpan {
 
     /// How the attempt ended.
     pub(crate) fn outcome(&self, outcome: &'static str) {
-        if !self.0.is_none() {
-            self.0.record("task.outcome", outcome);
-        }
+        self.0.record("task.outcome", outcome);
     }
 }
 

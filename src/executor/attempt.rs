@@ -1,6 +1,5 @@
 //! One attempt of one task: its condition, its clock, its panics.
 
-use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::clock::Tick;
 use crate::error::{TaskError, panic_text};
 use crate::observe::{self, AttemptSpan};
 use crate::sync::Arc;
-use crate::task::{Attempt, Kind, Node};
+use crate::task::{Attempt, Kind, Node, TaskContext};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -42,9 +41,11 @@ impl Outcome {
 
 /// What an attempt needs beside its task.
 pub(super) struct Begun {
-    attempt: Option<Attempt>,
+    attempt: Option<TaskContext>,
     pub(super) token: Option<CancellationToken>,
     limit: Limit,
+    /// Known once it has waited.
+    deadline: Option<Tick>,
     pub(super) span: AttemptSpan,
 }
 
@@ -106,15 +107,17 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
         node.header().queued_at.saturating_add(retry.age_limit())
     });
     let token = (kind != Kind::Async).then(CancellationToken::new);
-    let attempt = (kind != Kind::Async).then(|| Attempt {
-        id,
-        name: name.clone(),
-        number,
-        last_error: settings
-            .and_then(|s| s.history.last())
-            .map(|record| record.error.clone()),
-        origin: node.header().origin.clone(),
-        token: token.clone(),
+    let attempt = token.clone().map(|token| {
+        TaskContext::new(Attempt {
+            id,
+            name: name.clone(),
+            number,
+            last_error: settings
+                .and_then(|s| s.history.last())
+                .map(|record| record.error.clone()),
+            origin: node.header().origin.clone(),
+            token: Some(token),
+        })
     });
     let span = observe::started(shared, node, &name, number);
     slot.begin(Running {
@@ -136,41 +139,40 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
             timeout,
             give_up_at,
         },
+        deadline: None,
         span,
     }
 }
 
-/// Runs the attempt to its end or to its deadline.
+/// Drives the attempt to its end or to its deadline.
 ///
 /// The deadline is armed only after a first pending poll: a task that never waits pays for no timer
 /// and for no look at the clock. `node` stays where the worker's drop finds it.
-pub(super) async fn run(
+pub(super) fn poll(
     shared: &Arc<Shared>,
     node: &mut Node,
     begun: &mut Begun,
     slot: &Slot,
     alarm: &mut Alarm,
-) -> Outcome {
-    let mut deadline = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(outcome) = poll_once(node, begun, cx) {
-            return Poll::Ready(outcome);
+    cx: &mut Context<'_>,
+) -> Poll<Outcome> {
+    if let Poll::Ready(outcome) = poll_once(node, begun, cx) {
+        return Poll::Ready(outcome);
+    }
+    let limit = begun.limit;
+    let deadline = *begun.deadline.get_or_insert_with(|| {
+        let now = shared.clock.now();
+        slot.with(|running| running.since = Some(now));
+        let by_timeout = now.saturating_add(limit.timeout);
+        match limit.give_up_at {
+            Some(give_up_at) if give_up_at > now => by_timeout.min(give_up_at),
+            _ => by_timeout,
         }
-        let deadline = *deadline.get_or_insert_with(|| {
-            let now = shared.clock.now();
-            slot.with(|running| running.since = Some(now));
-            let by_timeout = now.saturating_add(begun.limit.timeout);
-            match begun.limit.give_up_at {
-                Some(give_up_at) if give_up_at > now => by_timeout.min(give_up_at),
-                _ => by_timeout,
-            }
-        });
-        if alarm.poll_until(&shared.clock, deadline, cx).is_ready() {
-            return Poll::Ready(time_out(node, begun));
-        }
-        Poll::Pending
-    })
-    .await
+    });
+    if alarm.poll_until(&shared.clock, deadline, cx).is_ready() {
+        return Poll::Ready(time_out(node, begun));
+    }
+    Poll::Pending
 }
 
 /// One poll of the user's code.

@@ -70,10 +70,10 @@ impl Slot {
 
     /// The attempt is over. Returns whether a drain had abandoned it.
     pub(crate) fn end(&self) -> bool {
-        self.running
-            .lock()
-            .take()
-            .is_some_and(|running| running.abandoned)
+        let mut running = self.running.lock();
+        let abandoned = running.as_ref().is_some_and(|running| running.abandoned);
+        *running = None;
+        abandoned
     }
 
     pub(crate) fn with<R>(&self, see: impl FnOnce(&mut Running) -> R) -> Option<R> {

@@ -12,7 +12,7 @@ use super::drain::UnfinishedState;
 use super::running::Slot;
 use crate::clock;
 use crate::error::{Class, TaskError, error_text, panic_text};
-use crate::observe::{self, AttemptSpan};
+use crate::observe;
 use crate::retry::{Decision, DiscardReason, FailedAttempt, decide};
 use crate::sync::Arc;
 use crate::task::{AttemptRecord, Fifo, Node};
@@ -22,7 +22,7 @@ impl Shared {
         self: &Arc<Self>,
         node: Node,
         outcome: Outcome,
-        begun: Option<Begun>,
+        begun: Option<&Begun>,
         slot: &Slot,
     ) {
         if slot.end() {
@@ -30,9 +30,13 @@ impl Shared {
             observe::panic_in_drop(node.drop_quietly());
             return;
         }
-        let span = begun.map_or_else(AttemptSpan::none, |begun| begun.span);
-        span.outcome(outcome.as_str());
-        span.within(|| self.conclude(node, outcome));
+        match begun.and_then(|begun| begun.span.seen()) {
+            None => self.conclude(node, outcome),
+            Some(span) => {
+                span.outcome(outcome.as_str());
+                span.within(|| self.conclude(node, outcome));
+            }
+        }
     }
 
     fn conclude(self: &Arc<Self>, node: Node, outcome: Outcome) {

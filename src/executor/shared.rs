@@ -188,11 +188,7 @@ impl Shared {
     }
 
     /// As [`enqueue`](Self::enqueue), for one.
-    pub(crate) fn enqueue_one(
-        self: &Arc<Self>,
-        mut node: Node,
-        origin: Option<Arc<dyn Origin>>,
-    ) {
+    pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<dyn Origin>>) {
         let header = node.header_mut();
         header.queued_at = self.clock.now();
         if origin.is_some() {
@@ -234,7 +230,15 @@ impl Shared {
     }
 
     /// Does what the queue decided.
+    #[inline]
     pub(super) fn wake(self: &Arc<Self>, wake: Wake) {
+        if !matches!(wake, Wake::Nobody) {
+            self.wake_one(wake);
+        }
+    }
+
+    #[cold]
+    fn wake_one(self: &Arc<Self>, wake: Wake) {
         match wake {
             Wake::Nobody => {}
             Wake::Unpark(waker) => waker.wake(),

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use pin_project::pin_project;
 
-use super::{Attempt, TaskContext, name};
+use super::{TaskContext, name};
 use crate::error::TaskError;
 
 /// What a task's future may return: `()`, or `Result<(), E>` with an error that becomes a
@@ -57,7 +57,7 @@ pub(crate) trait Body: Send {
     /// has been dropped.
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<Attempt>,
+        attempt: &mut Option<TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>>;
 
@@ -85,7 +85,7 @@ pub(crate) struct Repeat<F: Make> {
 pub(crate) trait Make: Send {
     const KIND: Kind;
     type Future: Future<Output: TaskOutput> + Send;
-    fn make(&self, attempt: &mut Option<Attempt>) -> Self::Future;
+    fn make(&self, attempt: &mut Option<TaskContext>) -> Self::Future;
     fn default_name() -> &'static str;
 }
 
@@ -98,7 +98,7 @@ impl<F: Make> Repeat<F> {
 impl<F: Make> Body for Repeat<F> {
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<Attempt>,
+        attempt: &mut Option<TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
@@ -141,7 +141,7 @@ where
     const KIND: Kind = Kind::Async;
     type Future = Fut;
 
-    fn make(&self, _: &mut Option<Attempt>) -> Fut {
+    fn make(&self, _: &mut Option<TaskContext>) -> Fut {
         (self.0)()
     }
 
@@ -161,7 +161,7 @@ where
     const KIND: Kind = Kind::Async;
     type Future = Fut;
 
-    fn make(&self, _: &mut Option<Attempt>) -> Fut {
+    fn make(&self, _: &mut Option<TaskContext>) -> Fut {
         (self.1)(self.0.clone())
     }
 
@@ -180,7 +180,7 @@ where
     const KIND: Kind = Kind::AsyncWithContext;
     type Future = Fut;
 
-    fn make(&self, attempt: &mut Option<Attempt>) -> Fut {
+    fn make(&self, attempt: &mut Option<TaskContext>) -> Fut {
         (self.0)(context(attempt))
     }
 
@@ -190,9 +190,9 @@ where
 }
 
 /// The executor describes every attempt of a body that asks for its context, once.
-fn context(attempt: &mut Option<Attempt>) -> TaskContext {
+fn context(attempt: &mut Option<TaskContext>) -> TaskContext {
     match attempt.take() {
-        Some(attempt) => TaskContext::new(attempt),
+        Some(context) => context,
         None => unreachable!("an attempt of a body with a context is begun with a description"),
     }
 }
@@ -220,7 +220,7 @@ where
 {
     fn poll(
         self: Pin<&mut Self>,
-        _: &mut Option<Attempt>,
+        _: &mut Option<TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
@@ -276,7 +276,7 @@ where
 {
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<Attempt>,
+        attempt: &mut Option<TaskContext>,
         _: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let body = self.as_ref().get_ref();

@@ -121,14 +121,7 @@ pub async fn run_named(name: &str, n: usize) -> bool {
                 spawn();
                 "hello"
             };
-            drive(
-                Router::new().route("/", get(handler)),
-                axum_empty,
-                n,
-                1,
-                64,
-            )
-            .await;
+            drive(Router::new().route("/", get(handler)), axum_empty, n, 1, 64).await;
         }
         _ => return whole(name, n).await,
     }
@@ -182,7 +175,10 @@ async fn drive<S, A, B>(
     for _ in 0..n / burst {
         let done = Done::expect(tasks * burst);
         for _ in 0..burst {
-            let response = service.call(black_box(request())).await.expect("a response");
+            let response = service
+                .call(black_box(request()))
+                .await
+                .expect("a response");
             let mut body = pin!(response.into_body());
             while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
                 black_box(frame.is_ok());
