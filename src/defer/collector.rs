@@ -9,6 +9,7 @@
 //! 4. A request counts with its executors: as a handler until it has answered, and from then as an
 //!    open response until its body ends, unless nobody is left who could register anything.
 
+use std::ops::Deref;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -134,11 +135,11 @@ impl Collector {
     }
 
     /// Takes a task in, or submits it at once if the response is out already.
-    pub(crate) fn register(
+    pub(crate) fn register<H: Deref<Target = Shared>>(
         self: &Arc<Self>,
         executor: &Executor,
         mut node: Node,
-        place: Place,
+        place: Place<H>,
     ) -> Result<TaskHandle, (Node, RejectReason)> {
         let shared = executor.shared();
         let id = node.identify();
@@ -185,7 +186,12 @@ impl Collector {
         start
     }
 
-    fn submit(self: &Arc<Self>, shared: &Arc<Shared>, mut node: Node, place: Place) {
+    fn submit<H: Deref<Target = Shared>>(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        mut node: Node,
+        place: Place<H>,
+    ) {
         shared.accept(&mut node, place);
         shared.enqueue_one(node, Some(self.clone()));
     }

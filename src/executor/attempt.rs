@@ -8,12 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::running::{Running, Slot};
-use super::worker::Alarm;
 use crate::clock::Tick;
 use crate::error::{TaskError, panic_text};
 use crate::observe::{self, AttemptSpan};
 use crate::sync::Arc;
-use crate::task::{Attempt, Kind, Node, TaskContext};
+use crate::task::{Attempt, Kind, Name, Node, TaskContext};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -39,24 +38,17 @@ impl Outcome {
     }
 }
 
-/// What an attempt needs beside its task.
+/// What an attempt needs beside its task. Small, because it is made for every attempt.
 pub(super) struct Begun {
-    attempt: Option<TaskContext>,
-    pub(super) token: Option<CancellationToken>,
-    limit: Limit,
+    /// Where the body can see it.
+    context: Option<TaskContext>,
     /// Known once it has waited.
     deadline: Option<Tick>,
     pub(super) span: AttemptSpan,
 }
 
-#[derive(Clone, Copy)]
-struct Limit {
-    timeout: Duration,
-    /// A retry ends when the task gives up; the first attempt has its whole time.
-    give_up_at: Option<Tick>,
-}
-
 /// Asks the condition, once in the life of a task.
+#[inline(always)]
 pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
     let response = node
         .header()
@@ -90,97 +82,84 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
 }
 
 /// Writes the attempt into the slot, where snapshots and the watch find it.
+#[inline(always)]
 pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     shared.watch.wake(shared);
     let number = node.attempts() + 1;
     let kind = node.body().kind();
-    let id = node.id();
     let name = node.name();
-    let settings = node.settings();
-    let timeout = settings
-        .and_then(|s| s.timeout)
-        .unwrap_or(shared.config.timeout);
-    let give_up_at = (number > 1).then(|| {
-        let retry = settings
-            .and_then(|s| s.retry.as_ref())
-            .unwrap_or(&shared.config.retry);
-        node.header().queued_at.saturating_add(retry.age_limit())
-    });
-    let token = (kind != Kind::Async).then(CancellationToken::new);
-    let attempt = token.clone().map(|token| {
-        TaskContext::new(Attempt {
-            id,
-            name: name.clone(),
-            number,
-            last_error: settings
-                .and_then(|s| s.history.last())
-                .map(|record| record.error.clone()),
-            origin: node.header().origin.clone(),
-            token: Some(token),
-        })
-    });
+    let context = (kind != Kind::Async).then(|| describe(node, number, name.clone()));
     let span = observe::started(shared, node, &name, number);
     slot.begin(Running {
-        id,
+        id: node.id(),
         name,
         location: node.header().location,
         attempt: number,
-        limit: timeout,
+        limit: timeout(shared, node),
         blocking: kind == Kind::Blocking,
-        token: token.clone(),
+        token: context.as_ref().map(TaskContext::cancellation),
         since: (kind == Kind::Blocking).then(|| shared.clock.now()),
         stuck: None,
         abandoned: false,
     });
     Begun {
-        attempt,
-        token,
-        limit: Limit {
-            timeout,
-            give_up_at,
-        },
+        context,
         deadline: None,
         span,
     }
 }
 
-/// Drives the attempt to its end or to its deadline.
-///
-/// The deadline is armed only after a first pending poll: a task that never waits pays for no timer
-/// and for no look at the clock. `node` stays where the worker's drop finds it.
-pub(super) fn poll(
-    shared: &Arc<Shared>,
-    node: &mut Node,
-    begun: &mut Begun,
-    slot: &Slot,
-    alarm: &mut Alarm,
-    cx: &mut Context<'_>,
-) -> Poll<Outcome> {
-    if let Poll::Ready(outcome) = poll_once(node, begun, cx) {
-        return Poll::Ready(outcome);
+#[cold]
+fn describe(node: &Node, number: u32, name: Name) -> TaskContext {
+    TaskContext::new(Attempt {
+        id: node.id(),
+        name,
+        number,
+        last_error: node
+            .settings()
+            .and_then(|s| s.history.last())
+            .map(|record| record.error.clone()),
+        origin: node.header().origin.clone(),
+        token: CancellationToken::new(),
+    })
+}
+
+fn timeout(shared: &Shared, node: &Node) -> Duration {
+    node.settings()
+        .and_then(|s| s.timeout)
+        .unwrap_or(shared.config.timeout)
+}
+
+/// When the attempt has to end. Asked after a pending poll only: a task that never waits pays for no
+/// timer and for no look at the clock.
+pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &Slot) -> Tick {
+    if let Some(deadline) = begun.deadline {
+        return deadline;
     }
-    let limit = begun.limit;
-    let deadline = *begun.deadline.get_or_insert_with(|| {
-        let now = shared.clock.now();
-        slot.with(|running| running.since = Some(now));
-        let by_timeout = now.saturating_add(limit.timeout);
-        match limit.give_up_at {
-            Some(give_up_at) if give_up_at > now => by_timeout.min(give_up_at),
-            _ => by_timeout,
-        }
-    });
-    if alarm.poll_until(&shared.clock, deadline, cx).is_ready() {
-        return Poll::Ready(time_out(node, begun));
-    }
-    Poll::Pending
+    let now = shared.clock.now();
+    slot.with(|running| running.since = Some(now));
+    let by_timeout = now.saturating_add(timeout(shared, node));
+    let deadline = match give_up_at(shared, node) {
+        Some(give_up_at) if give_up_at > now => by_timeout.min(give_up_at),
+        _ => by_timeout,
+    };
+    *begun.deadline.insert(deadline)
+}
+
+/// A retry ends when the task gives up; the first attempt has its whole time.
+fn give_up_at(shared: &Shared, node: &Node) -> Option<Tick> {
+    let settings = node.settings().filter(|s| s.attempts > 0)?;
+    let retry = settings.retry.as_ref().unwrap_or(&shared.config.retry);
+    Some(node.header().queued_at.saturating_add(retry.age_limit()))
 }
 
 /// One poll of the user's code.
+#[inline(always)]
 pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>) -> Poll<Outcome> {
-    let attempt = &mut begun.attempt;
+    let context = begun.context.as_ref();
     let polled = begun
         .span
-        .within(|| catch_unwind(AssertUnwindSafe(|| node.body_mut().poll(attempt, cx))));
+        .within(|| catch_unwind(AssertUnwindSafe(|| node.body_mut().poll(context, cx))));
     match polled {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(Ok(()))) => Poll::Ready(Outcome::Completed),
@@ -194,9 +173,9 @@ pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>
     }
 }
 
-fn time_out(node: &mut Node, begun: &Begun) -> Outcome {
-    if let Some(token) = &begun.token {
-        token.cancel();
+pub(super) fn time_out(node: &mut Node, begun: &Begun) -> Outcome {
+    if let Some(context) = &begun.context {
+        context.cancellation().cancel();
     }
     match begun.span.within(|| end(node)) {
         None => Outcome::TimedOut,

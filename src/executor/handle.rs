@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -151,7 +152,7 @@ impl Executor {
         &self.shared
     }
 
-    fn accept(&self, mut node: Node, place: Place) -> TaskHandle {
+    fn accept<H: Deref<Target = Shared>>(&self, mut node: Node, place: Place<H>) -> TaskHandle {
         self.shared.accept(&mut node, place);
         observe::submitted(&mut node);
         let handle = TaskHandle::accepted(node.id(), self.shared.clone());

@@ -107,6 +107,7 @@ impl<T: Link> Queue<T> {
 
     /// As [`push`](Self::push), without a list around one item, which its two turns made 245 of a
     /// task's 1,971 instructions.
+    #[inline]
     pub(crate) fn push_one(&self, item: T) -> Wake {
         let mut state = self.state.lock();
         state.pushed += 1;
@@ -236,6 +237,7 @@ impl<T: Link> Queue<T> {
         oldest(state.ready.peek())
     }
 
+    #[inline]
     fn pick(&self, state: &mut State<T>) -> Wake {
         if state.searching.is_some() || (state.ready.is_empty() && state.due.is_empty()) {
             return Wake::Nobody;

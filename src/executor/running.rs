@@ -64,11 +64,13 @@ impl Slots {
 }
 
 impl Slot {
+    #[inline]
     pub(crate) fn begin(&self, running: Running) {
         *self.running.lock() = Some(running);
     }
 
     /// The attempt is over. Returns whether a drain had abandoned it.
+    #[inline]
     pub(crate) fn end(&self) -> bool {
         let mut running = self.running.lock();
         let abandoned = running.as_ref().is_some_and(|running| running.abandoned);

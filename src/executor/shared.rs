@@ -1,5 +1,6 @@
 //! What the parts of an executor share, and the way of a task into the queue.
 
+use std::ops::Deref;
 use std::sync::Weak;
 
 use tokio::runtime::Handle;
@@ -57,9 +58,10 @@ pub(crate) trait Source: Send + Sync {
     fn release_now(&self, handlers: bool);
 }
 
-/// A reserved place in the capacity. Given back when dropped.
+/// A reserved place in the capacity. Given back when dropped. `H` is how it holds the executor: one
+/// that is used at once borrows it.
 #[derive(Debug)]
-pub(crate) struct Place(Option<Arc<Shared>>);
+pub(crate) struct Place<H: Deref<Target = Shared> = Arc<Shared>>(Option<H>);
 
 impl Shared {
     pub(crate) fn new(config: Config) -> Self {
@@ -87,30 +89,33 @@ impl Shared {
     }
 
     /// Reserves a place by the policy of `run`.
-    pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
-        match self.try_admit() {
-            Err(RejectReason::Full) if self.config.overflow == Overflow::DropOldest => {
-                let Some(oldest) = self.queue.pop_oldest() else {
-                    return Err(RejectReason::Full);
-                };
-                // Its place goes to the new task directly: given back, another could take it.
-                self.discard(
-                    oldest,
-                    DiscardReason::Overflow,
-                    "made room for a newer task".into(),
-                );
-                Ok(Place(Some(self.clone())))
+    #[inline]
+    pub(crate) fn admit(&self) -> Result<Place<&Self>, RejectReason> {
+        match self.admission.try_take() {
+            Ok(()) => Ok(Place(Some(self))),
+            Err(NoPlace::Full) if self.config.overflow == Overflow::DropOldest => {
+                self.admit_instead()
             }
-            result => result,
+            Err(none) => Err(none.into()),
         }
     }
 
-    pub(crate) fn try_admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
-        match self.admission.try_take() {
-            Ok(()) => Ok(Place(Some(self.clone()))),
-            Err(NoPlace::Full) => Err(RejectReason::Full),
-            Err(NoPlace::Closed) => Err(RejectReason::Closed),
-        }
+    #[cold]
+    fn admit_instead(&self) -> Result<Place<&Self>, RejectReason> {
+        let oldest = self.queue.pop_oldest().ok_or(RejectReason::Full)?;
+        // Its place goes to the new task directly: given back, another could take it.
+        self.discard(
+            oldest,
+            DiscardReason::Overflow,
+            "made room for a newer task".into(),
+        );
+        Ok(Place(Some(self)))
+    }
+
+    #[inline]
+    pub(crate) fn try_admit(&self) -> Result<Place<&Self>, RejectReason> {
+        self.admission.try_take()?;
+        Ok(Place(Some(self)))
     }
 
     /// Counts a task that was not accepted, and says so now and then.
@@ -158,7 +163,8 @@ impl Shared {
     }
 
     /// Gives a task its place, and its identity.
-    pub(crate) fn accept(&self, node: &mut Node, place: Place) {
+    #[inline]
+    pub(crate) fn accept<H: Deref<Target = Self>>(&self, node: &mut Node, place: Place<H>) {
         place.keep();
         node.identify();
         self.counters.accepted.add(1);
@@ -196,9 +202,14 @@ impl Shared {
         }
         match node.body().kind() {
             Kind::Async | Kind::AsyncWithContext => self.wake(self.queue.push_one(node)),
-            Kind::Blocking => self.blocking.push(self, node),
+            Kind::Blocking => self.push_blocking(node),
         }
         self.cancel_if_abandoned();
+    }
+
+    #[cold]
+    fn push_blocking(self: &Arc<Self>, node: Node) {
+        self.blocking.push(self, node);
     }
 
     /// Hands tasks over whose retry is due.
@@ -280,6 +291,7 @@ impl Shared {
     }
 
     /// A task reached its end: its place is free.
+    #[inline]
     pub(super) fn give_back(&self) {
         if self.admission.give_back() {
             self.tell_if_quiet();
@@ -377,14 +389,17 @@ impl Place {
     pub(super) fn taken(shared: Arc<Shared>) -> Self {
         Self(Some(shared))
     }
+}
 
+impl<H: Deref<Target = Shared>> Place<H> {
     /// The task has it from now on.
+    #[inline]
     fn keep(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Place {
+impl<H: Deref<Target = Shared>> Drop for Place<H> {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
             shared.give_back();

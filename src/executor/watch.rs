@@ -36,8 +36,16 @@ impl Default for Awake {
 impl Watch {
     /// Called before an attempt. Relaxed: a watch that starts one attempt late has missed nothing
     /// that lasts.
+    #[inline]
     pub(super) fn wake(&self, shared: &Arc<Shared>) {
-        if self.awake.0.load(Ordering::Relaxed) || self.awake.0.swap(true, Ordering::Relaxed) {
+        if !self.awake.0.load(Ordering::Relaxed) {
+            self.start(shared);
+        }
+    }
+
+    #[cold]
+    fn start(&self, shared: &Arc<Shared>) {
+        if self.awake.0.swap(true, Ordering::Relaxed) {
             return;
         }
         let watched = Arc::downgrade(shared);

@@ -57,7 +57,7 @@ pub(crate) trait Body: Send {
     /// has been dropped.
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<TaskContext>,
+        context: Option<&TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>>;
 
@@ -85,7 +85,7 @@ pub(crate) struct Repeat<F: Make> {
 pub(crate) trait Make: Send {
     const KIND: Kind;
     type Future: Future<Output: TaskOutput> + Send;
-    fn make(&self, attempt: &mut Option<TaskContext>) -> Self::Future;
+    fn make(&self, context: Option<&TaskContext>) -> Self::Future;
     fn default_name() -> &'static str;
 }
 
@@ -98,12 +98,12 @@ impl<F: Make> Repeat<F> {
 impl<F: Make> Body for Repeat<F> {
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<TaskContext>,
+        context: Option<&TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
         if this.future.is_none() {
-            let future = this.make.make(attempt);
+            let future = this.make.make(context);
             this.future.set(Some(future));
         }
         let output = match this.future.as_mut().as_pin_mut() {
@@ -141,7 +141,7 @@ where
     const KIND: Kind = Kind::Async;
     type Future = Fut;
 
-    fn make(&self, _: &mut Option<TaskContext>) -> Fut {
+    fn make(&self, _: Option<&TaskContext>) -> Fut {
         (self.0)()
     }
 
@@ -161,7 +161,7 @@ where
     const KIND: Kind = Kind::Async;
     type Future = Fut;
 
-    fn make(&self, _: &mut Option<TaskContext>) -> Fut {
+    fn make(&self, _: Option<&TaskContext>) -> Fut {
         (self.1)(self.0.clone())
     }
 
@@ -180,8 +180,8 @@ where
     const KIND: Kind = Kind::AsyncWithContext;
     type Future = Fut;
 
-    fn make(&self, attempt: &mut Option<TaskContext>) -> Fut {
-        (self.0)(context(attempt))
+    fn make(&self, context: Option<&TaskContext>) -> Fut {
+        (self.0)(given(context))
     }
 
     fn default_name() -> &'static str {
@@ -189,10 +189,10 @@ where
     }
 }
 
-/// The executor describes every attempt of a body that asks for its context, once.
-fn context(attempt: &mut Option<TaskContext>) -> TaskContext {
-    match attempt.take() {
-        Some(context) => context,
+/// The executor describes every attempt of a body that asks for its context.
+fn given(context: Option<&TaskContext>) -> TaskContext {
+    match context {
+        Some(context) => context.clone(),
         None => unreachable!("an attempt of a body with a context is begun with a description"),
     }
 }
@@ -220,7 +220,7 @@ where
 {
     fn poll(
         self: Pin<&mut Self>,
-        _: &mut Option<TaskContext>,
+        _: Option<&TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
@@ -276,11 +276,11 @@ where
 {
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<TaskContext>,
+        context: Option<&TaskContext>,
         _: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let body = self.as_ref().get_ref();
-        Poll::Ready((body.attempt)(context(attempt)).into_result())
+        Poll::Ready((body.attempt)(given(context)).into_result())
     }
 
     fn end(self: Pin<&mut Self>) {}

@@ -33,12 +33,14 @@ impl<T: Link> Fifo<T> {
         self.len == 0
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, mut item: T) {
         *item.link() = self.back.take();
         self.back = Some(item);
         self.len += 1;
     }
 
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<T> {
         if self.front.is_none() {
             self.turn();
