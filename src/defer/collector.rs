@@ -119,6 +119,10 @@ impl Collector {
         self.gate.pushed() > 0
     }
 
+    fn is_untouched(&self) -> bool {
+        !self.is_used() && !self.joined.load(Ordering::Relaxed)
+    }
+
     /// An inner layer with an executor of its own: its drain waits for this request, too.
     pub(crate) fn join(&self, executor: &Executor) {
         if Arc::ptr_eq(executor.shared(), self.scope.executor.shared()) {
@@ -419,7 +423,13 @@ impl Hold {
 }
 
 impl Drop for Hold {
+    #[inline]
     fn drop(&mut self) {
+        // Nobody else holds it, so nothing is or will be registered, and nobody will ask for the
+        // response: there is nothing to release. VALUE of a request's instructions.
+        if Arc::get_mut(&mut self.0).is_some_and(|collector| collector.is_untouched()) {
+            return;
+        }
         self.0.let_go();
     }
 }

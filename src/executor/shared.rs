@@ -178,17 +178,20 @@ impl Shared {
         origin: Option<&Arc<dyn Origin>>,
     ) {
         let now = self.clock.now();
-        let mut quick = Fifo::new();
-        while let Some(mut node) = tasks.pop() {
+        let mut blocking = false;
+        tasks.for_each_mut(|node| {
+            blocking |= node.body().kind() == Kind::Blocking;
             let header = node.header_mut();
             header.queued_at = now;
             if let Some(origin) = origin {
                 header.origin = Some(origin.clone());
             }
-            self.sort(node, &mut quick);
+        });
+        if blocking {
+            tasks = self.sort(tasks);
         }
-        if !quick.is_empty() {
-            self.wake(self.queue.push(quick));
+        if !tasks.is_empty() {
+            self.wake(self.queue.push(tasks));
         }
         self.cancel_if_abandoned();
     }
@@ -213,23 +216,24 @@ impl Shared {
     }
 
     /// Hands tasks over whose retry is due.
-    pub(super) fn enqueue_due(self: &Arc<Self>, mut tasks: Fifo<Node>) {
-        let mut quick = Fifo::new();
-        while let Some(node) = tasks.pop() {
-            self.sort(node, &mut quick);
-        }
+    pub(super) fn enqueue_due(self: &Arc<Self>, tasks: Fifo<Node>) {
+        let quick = self.sort(tasks);
         if !quick.is_empty() {
             self.wake(self.queue.push_due(quick));
         }
         self.cancel_if_abandoned();
     }
 
-    /// Blocking tasks have a lane of their own.
-    fn sort(self: &Arc<Self>, node: Node, quick: &mut Fifo<Node>) {
-        match node.body().kind() {
-            Kind::Async | Kind::AsyncWithContext => quick.push(node),
-            Kind::Blocking => self.blocking.push(self, node),
+    /// Blocking tasks have a lane of their own; the others are returned.
+    fn sort(self: &Arc<Self>, mut tasks: Fifo<Node>) -> Fifo<Node> {
+        let mut quick = Fifo::new();
+        while let Some(node) = tasks.pop() {
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => self.blocking.push(self, node),
+            }
         }
+        quick
     }
 
     /// After a push: a drain that gave up before it saw a queue without these, one that gives up
