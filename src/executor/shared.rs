@@ -19,7 +19,7 @@ use super::running::Slots;
 use super::waiting::Waiting;
 use super::watch::Watch;
 use super::worker;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::observe;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering};
@@ -170,22 +170,20 @@ impl Shared {
         self.counters.accepted.add(1);
     }
 
-    /// Hands accepted tasks over, with where they come from. It runs no code of the user's, and may be
-    /// called from anywhere.
+    /// Hands accepted tasks over, with where they come from and the time, which the caller has read. It
+    /// runs no code of the user's, and may be called from anywhere.
     pub(crate) fn enqueue(
         self: &Arc<Self>,
         mut tasks: Fifo<Node>,
-        origin: Option<&Arc<dyn Origin>>,
+        origin: &Arc<dyn Origin>,
+        now: Tick,
     ) {
-        let now = self.clock.now();
         let mut blocking = false;
         tasks.for_each_mut(|node| {
             blocking |= node.body().kind() == Kind::Blocking;
             let header = node.header_mut();
             header.queued_at = now;
-            if let Some(origin) = origin {
-                header.origin = Some(origin.clone());
-            }
+            header.origin = Some(origin.clone());
         });
         if blocking {
             tasks = self.sort(tasks);
