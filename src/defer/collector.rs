@@ -42,6 +42,9 @@ struct Beside {
     follows: Option<tracing::span::Id>,
     place_in_sweep: Option<usize>,
     head: Option<(Head, Tick)>,
+    /// From the trailers. Not a part of the ending: a release by force comes before that, and must
+    /// know all the same that the call failed.
+    grpc_status: Option<i32>,
     ending: Option<Ending>,
     /// Few requests have one. Boxed, so that a collector is smaller and its end has less to look at.
     elsewhere: Option<Box<Others>>,
@@ -76,7 +79,6 @@ pub(crate) struct Head {
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     pub(crate) end: End,
-    pub(crate) grpc_status: Option<i32>,
     pub(crate) bytes: u64,
     pub(crate) body_error: Option<Arc<str>>,
 }
@@ -86,7 +88,6 @@ impl Ending {
     pub(crate) fn without_response(end: End) -> Self {
         Self {
             end,
-            grpc_status: None,
             bytes: 0,
             body_error: None,
         }
@@ -230,6 +231,12 @@ impl Collector {
         true
     }
 
+    /// The trailers are in the server's hands, with the status of a gRPC call.
+    pub(crate) fn trailers(&self, grpc_status: i32) {
+        self.gate
+            .with(|_, beside| beside.grpc_status = Some(grpc_status));
+    }
+
     /// The response is over; it is released when the last chunk of it has left.
     pub(crate) fn end(&self, ending: Ending) {
         self.gate.with(|_, beside| beside.ending = Some(ending));
@@ -271,18 +278,15 @@ impl Collector {
             let end = info.end;
             // By the gate's first invariant nobody has set it before.
             let _ = self.response.set(info);
-            (beside.place_in_sweep.take(), beside.elsewhere.take(), end)
+            (beside.place_in_sweep.take(), beside.take_elsewhere(), end)
         });
         let Some((tasks, (place, elsewhere, end))) = opened else {
             return 0;
         };
-        let mut elsewhere = elsewhere.map_or_else(Vec::new, |others| others.0);
         if let Some(place) = place {
             self.scope.sweep.remove(place);
         }
-        // The request itself goes on after a release by force, but has no place to say so any more.
-        elsewhere.iter_mut().for_each(|entry| entry.move_to(None));
-        let count = tasks.len() + elsewhere.iter().map(|e| e.tasks.len()).sum::<usize>();
+        let count = tasks.len() + elsewhere.iter().map(|(_, t)| t.len()).sum::<usize>();
         if count == 0 {
             return 0;
         }
@@ -293,10 +297,11 @@ impl Collector {
             let now = if used { now } else { clock.now() };
             self.scope.executor.shared().enqueue(tasks, &origin, now);
         }
-        for entry in elsewhere {
-            let shared = entry.executor.shared();
+        for (executor, tasks) in elsewhere {
             // Its clock is another one.
-            shared.enqueue(entry.tasks, &origin, shared.clock.now());
+            executor
+                .shared()
+                .enqueue(tasks, &origin, executor.shared().clock.now());
         }
         count
     }
@@ -336,6 +341,21 @@ impl Beside {
         self.elsewhere.iter_mut().flat_map(|others| &mut others.0)
     }
 
+    /// The tasks for other executors. After a release by force the request itself goes on, and those
+    /// that wait for its end are told by [`Collector::close`].
+    fn take_elsewhere(&mut self) -> Vec<(Executor, Fifo<Node>)> {
+        let take = |entry: &mut Elsewhere| {
+            let tasks = std::mem::replace(&mut entry.tasks, Fifo::new());
+            (entry.executor.clone(), tasks)
+        };
+        let Some(others) = &mut self.elsewhere else {
+            return Vec::new();
+        };
+        let taken = others.0.iter_mut().map(take).collect();
+        others.0.retain(|entry| entry.joined.is_some());
+        taken
+    }
+
     fn response(&mut self, now: Tick, forced: bool, progress: &Progress) -> ResponseInfo {
         let ending = self
             .ending
@@ -343,7 +363,6 @@ impl Beside {
             .filter(|_| !forced)
             .unwrap_or_else(|| Ending {
                 end: End::Stalled,
-                grpc_status: None,
                 bytes: progress.bytes(),
                 body_error: None,
             });
@@ -357,7 +376,7 @@ impl Beside {
         };
         ResponseInfo {
             status: head.map(|(head, _)| head.status),
-            grpc_status: ending
+            grpc_status: self
                 .grpc_status
                 .or(head.and_then(|(head, _)| head.grpc_status)),
             end: ending.end,
@@ -418,9 +437,14 @@ impl Hold {
         &self.0
     }
 
-    /// A sign of life, where someone might look for it.
-    pub(crate) fn mark(&self, idle: bool) {
-        self.0.progress.mark(self.0.scope.sweep.now(), idle);
+    /// A sign of life: the body was asked for a frame, and said whether there is one.
+    pub(crate) fn asked(&self, idle: bool) {
+        self.0.progress.asked(self.0.scope.sweep.now(), idle);
+    }
+
+    /// A sign of life: a chunk has left.
+    pub(crate) fn taken(&self) {
+        self.0.progress.taken(self.0.scope.sweep.now());
     }
 
     pub(crate) fn count_bytes(&self, bytes: u64) {

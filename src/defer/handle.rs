@@ -114,6 +114,19 @@ impl Defer {
     /// Registers a task, or gives it back where there is no room, whatever the overflow policy: the
     /// handler can still answer 503.
     ///
+    /// # Examples
+    ///
+    /// With the feature `axum` a [`Rejected`] is such an answer, and `?` is enough:
+    ///
+    /// ```
+    /// # use tower_defer::{Defer, Rejected};
+    /// # async fn render(_: i64) {}
+    /// async fn handler(defer: Defer) -> Result<&'static str, Rejected> {
+    ///     defer.try_run(|| render(17))?;
+    ///     Ok("soon")
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Rejected`], with the task and the reason.
@@ -133,6 +146,19 @@ impl Defer {
 
     /// Waits for room for one task and reserves it. Served in order. Put a timeout around it: the
     /// client is waiting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_defer::Defer;
+    /// # async fn charge(_: i64) {}
+    /// # async fn handler(defer: Defer) -> Result<(), Box<dyn std::error::Error>> {
+    /// let room = tokio::time::timeout(Duration::from_millis(50), defer.reserve()).await??;
+    /// // There is room: do what cannot be undone, and then …
+    /// room.run(move || charge(17))?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -165,7 +191,7 @@ impl Defer {
         }
     }
 
-    /// What became of the response, once it is out.
+    /// What became of the response, once it is out; `None` until the release.
     pub fn response(&self) -> Option<&ResponseInfo> {
         self.collector.response()
     }

@@ -46,9 +46,15 @@ impl Progress {
         self.begun.load(Ordering::Relaxed)
     }
 
-    pub(super) fn mark(&self, now: u32, idle: bool) {
-        self.at.store(now, Ordering::Relaxed);
+    pub(super) fn asked(&self, now: u32, idle: bool) {
+        self.taken(now);
         self.idle.store(idle, Ordering::Relaxed);
+    }
+
+    /// The usual stream of events is asked for its next item before its last one is written: what the
+    /// body waits for stays as it is.
+    pub(super) fn taken(&self, now: u32) {
+        self.at.store(now, Ordering::Relaxed);
     }
 
     pub(super) fn count(&self, bytes: u64) {

@@ -54,10 +54,7 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
         .header()
         .origin
         .as_ref()
-        .and_then(|origin| origin.response());
-    let Some(response) = response else {
-        return None;
-    };
+        .and_then(|origin| origin.response())?;
     let held = match node.settings() {
         None => Ok(!response.is_failure()),
         Some(settings) if settings.admitted => return None,

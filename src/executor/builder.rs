@@ -90,7 +90,7 @@ impl Default for ExecutorBuilder {
 }
 
 impl ExecutorBuilder {
-    /// Attempts of async tasks that run at once; at least 1. Waiting for a retry holds no slot.
+    /// Attempts of async tasks that run at once; at least 1. Waiting for a retry holds no slot. Default: 64.
     ///
     /// It bounds what *waits*. Tasks that keep a CPU busy hold the server's own threads, and no bound
     /// protects the responses from them, unless it is smaller than the number of worker threads: give
@@ -102,51 +102,67 @@ impl ExecutorBuilder {
     }
 
     /// Accepted and unfinished tasks: registered, queued, running and waiting for a retry; at least 1.
-    /// A place is reserved when a task is registered.
+    /// A place is reserved when a task is registered. Default: 16,384.
     pub fn capacity(mut self, tasks: usize) -> Self {
         self.config.capacity = tasks.max(1);
         self
     }
 
-    /// What happens to a new task when there is no room.
+    /// What `run` and `submit` do with a new task when there is no room; `try_run` and `try_submit` give it
+    /// back whatever stands here. Default: [`Overflow::Reject`].
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.config.overflow = overflow;
         self
     }
 
-    /// How long an attempt may take, where the task does not say so itself.
+    /// How long an attempt may take, where the task does not say so itself. Default: 60 s. It acts at await
+    /// points: see [`Task::timeout`](crate::Task::timeout).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.config.timeout = timeout;
         self
     }
 
-    /// When a task is tried again, where it does not say so itself.
+    /// When a task is tried again, where it does not say so itself. Default: [`Retry::default`].
     pub fn retry(mut self, retry: Retry) -> Self {
         self.config.retry = retry;
         self
     }
 
-    /// How many retries are started in a second. It delays them and never discards one.
+    /// How many retries are started in a second. It delays them and never discards one. Default: 100, and
+    /// 500 at once.
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
         self.config.budget = budget;
         self
     }
 
     /// Attempts of [blocking](crate::Task::blocking) tasks that run at once, each on a thread of its
-    /// own; at least 1.
+    /// own; at least 1. Default: 4. The threads start on demand and end after 10 s without work.
     pub fn blocking_concurrency(mut self, attempts: usize) -> Self {
         self.config.blocking_concurrency = attempts.max(1);
         self
     }
 
     /// How many dead letters are kept. When one more is born the oldest falls out, counted and logged.
+    /// Default: 1,024; with 0 none is kept, and the hook below still sees each.
     pub fn dead_letters(mut self, letters: usize) -> Self {
         self.config.dead_letters = letters;
         self
     }
 
-    /// Called with each task that is discarded, on the worker that discarded it. It must not block; a
-    /// panic in it is caught and logged.
+    /// Called with each task that is discarded, where it is discarded: on a worker, on a blocking thread,
+    /// or, for one that [`Overflow::DropOldest`] pushes out, in the call that registers the new one. It must
+    /// not block; a panic in it is caught and logged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::Executor;
+    ///
+    /// let executor = Executor::builder()
+    ///     .on_dead_letter(|letter| eprintln!("{} failed for good: {}", letter.name, letter.error))
+    ///     .build();
+    /// # let _ = executor;
+    /// ```
     pub fn on_dead_letter(mut self, hook: impl Fn(&DeadLetter) + Send + Sync + 'static) -> Self {
         self.config.on_dead_letter = Some(Box::new(hook));
         self

@@ -56,8 +56,10 @@ struct Totals {
     cancelled: u64,
 }
 
-/// What a drain found: how many tasks came to which end while it lasted, and the name of each that
-/// did not complete.
+/// What a drain found: how many tasks came to which end since it began, and the name of each that
+/// did not complete. Its `Display` is made for a log: one line, and one for each of these.
+///
+/// What ended before the drain began is in the [`Snapshot`](crate::Snapshot) only.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -69,7 +71,7 @@ pub struct DrainReport {
     pub skipped: u64,
     /// Tasks that were abandoned at the deadline, or taken back by their handle.
     pub cancelled: u64,
-    /// Deliveries that stay in a store, their attempts not consumed.
+    /// Deliveries that stay in a store, their attempts not consumed; 0 where there is no store.
     pub kept: u64,
     /// Each task that did not complete, and why; at most 10,000 of them.
     pub unfinished: Vec<Unfinished>,
@@ -77,7 +79,7 @@ pub struct DrainReport {
     pub unnamed: u64,
     /// Whether the deadline came first.
     pub timed_out: bool,
-    /// How long it took.
+    /// How long it took, from the beginning of the drain.
     pub took: Duration,
 }
 
@@ -255,6 +257,7 @@ impl Shared {
     /// which something may still be registered, are waited for, as handlers always are.
     pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, responses: bool) -> DrainReport {
         self.begin_drain();
+        self.resume();
         let _watcher = Watcher::new(self);
         let mut timed_out = false;
         loop {
@@ -288,7 +291,8 @@ impl Shared {
     }
 
     /// Waits until no task is outstanding.
-    pub(super) async fn idle(&self) {
+    pub(super) async fn idle(self: &Arc<Self>) {
+        self.resume();
         let _watcher = Watcher::new(self);
         loop {
             let mut changed = std::pin::pin!(self.quiet.notified());

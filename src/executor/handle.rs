@@ -59,8 +59,9 @@ impl Executor {
     /// condition is not asked. Where there is no room, the overflow policy decides, and the handle
     /// says whether the task was accepted.
     ///
-    /// The executor runs on the runtime of the caller, unless it has one of its own. Called where
-    /// there is none, the task stays queued until the executor is used from within a runtime.
+    /// The executor runs on the runtime of the caller, unless it has one of its own; that runtime needs its
+    /// timer enabled. Called where there is none, the task stays queued until the executor is used from
+    /// within a runtime, and an error is logged.
     #[track_caller]
     pub fn submit(&self, task: impl Into<Task>) -> TaskHandle {
         let node = located(task.into(), Location::caller());
@@ -93,6 +94,20 @@ impl Executor {
 
     /// Waits for room and reserves it. Served in order.
     ///
+    /// # Examples
+    ///
+    /// A producer that goes no faster than its tasks:
+    ///
+    /// ```
+    /// # use tower_defer::{Closed, Executor};
+    /// # async fn import(_: u32) {}
+    /// # async fn produce(executor: Executor) -> Result<(), Closed> {
+    /// for row in 0..1_000_000 {
+    ///     executor.reserve().await?.submit(move || import(row));
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Closed`] once the executor has been drained.
@@ -113,7 +128,11 @@ impl Executor {
     /// report.
     ///
     /// Several may drain at once; the earliest deadline holds, and each gets a report of all that
-    /// happened since the first began.
+    /// happened since the first began. After the deadline it waits for at most another 100 ms, for the
+    /// runtime to drop what was cancelled; an attempt that has not yielded by then is reported as
+    /// [`StillRunning`](crate::UnfinishedState::StillRunning).
+    ///
+    /// [`Shutdown`](crate::Shutdown) does this and stops the server before it.
     ///
     /// # Cancel safety
     ///

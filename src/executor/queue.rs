@@ -121,6 +121,11 @@ impl<T: Link> Queue<T> {
         self.pick(&mut state)
     }
 
+    /// Whom to tell of what is there already: nobody could be told when it was pushed.
+    pub(crate) fn rouse(&self) -> Wake {
+        self.pick(&mut self.state.lock())
+    }
+
     /// The next step of a worker; pending means that it is parked.
     pub(crate) fn poll_next(&self, worker: &mut Worker, waker: &Waker) -> (Poll<Next<T>>, Wake) {
         let mut state = self.state.lock();

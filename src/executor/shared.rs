@@ -242,6 +242,13 @@ impl Shared {
         }
     }
 
+    /// The executor is waited for, so there is a runtime: what was left behind where there was none, or
+    /// by one that has ended, goes on.
+    pub(super) fn resume(self: &Arc<Self>) {
+        self.wake(self.queue.rouse());
+        self.resume_timer();
+    }
+
     /// Does what the queue decided.
     #[inline]
     pub(super) fn wake(self: &Arc<Self>, wake: Wake) {

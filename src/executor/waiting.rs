@@ -109,6 +109,15 @@ impl Waiting {
         if first { Timer::Tell } else { Timer::Leave }
     }
 
+    /// Whether the timer has to be started: something waits, and the runtime of the last one ended.
+    fn has_lost_its_timer(&self) -> bool {
+        let mut state = self.state.lock();
+        let waits = !state.heap.is_empty() || !state.throttled.is_empty();
+        let lost = waits && !state.timer_runs;
+        state.timer_runs |= lost;
+        lost
+    }
+
     /// What may start now, and when to look again.
     fn due(&self, now: Tick) -> (Fifo<Node>, Option<Tick>) {
         let mut state = self.state.lock();
@@ -167,6 +176,13 @@ impl Shared {
             hurried.push(node);
         }
         self.enqueue_due(hurried);
+    }
+
+    /// Where there is a runtime again: what waits is tried again, though its own runtime has ended.
+    pub(super) fn resume_timer(self: &Arc<Self>) {
+        if self.waiting.has_lost_its_timer() {
+            self.start_timer();
+        }
     }
 
     fn start_timer(self: &Arc<Self>) {

@@ -31,6 +31,8 @@ struct Worker {
     /// future, and no state of one, is made for it (440 of its 1,726 instructions).
     current: Option<(Node, Begun)>,
     alarm: Alarm,
+    /// It has been polled: its runtime was there.
+    polled: bool,
     ended: bool,
 }
 
@@ -50,16 +52,21 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
         slot: slot.clone(),
         current: None,
         alarm: Alarm::default(),
+        polled: false,
         ended: false,
     };
     match shared.spawn(worker.run()) {
-        Some(abort) => slot.set_abort(abort),
+        Some(abort) => {
+            slot.set_abort(abort);
+            shared.resume_timer();
+        }
         None => observe::no_runtime(),
     }
 }
 
 impl Worker {
     async fn run(mut self) {
+        self.polled = true;
         while let Turn::Yield = poll_fn(|cx| self.poll(cx)).await {
             tokio::task::yield_now().await;
         }
@@ -153,9 +160,10 @@ impl Drop for Worker {
             return;
         }
         match self.shared.queue.leave(&self.me) {
-            // The runtime is ending; a new worker would end at once and come here again. What is
-            // queued stays queued until a task is pushed where there is a runtime.
-            Wake::Start(worker) if !std::thread::panicking() => {
+            // The runtime is ending, or there is none; a new worker would end at once and come here
+            // again. What is queued stays queued until the executor is used where there is a runtime.
+            // A panic of our own is no such end, unless somebody else's unwinding brought us here.
+            Wake::Start(worker) if !self.polled || !std::thread::panicking() => {
                 self.shared.queue.abandon(&worker);
             }
             wake => self.shared.wake(wake),

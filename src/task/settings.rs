@@ -84,7 +84,8 @@ impl Settings {
 }
 
 impl Task {
-    /// A task that calls `attempt` for each of its attempts.
+    /// A task that calls `attempt` for each of its attempts. What each attempt consumes it must clone, or
+    /// be given by [`with`](Task::with).
     #[track_caller]
     pub fn new<F, Fut>(attempt: F) -> Self
     where
@@ -110,6 +111,20 @@ impl Task {
 
     /// A task that is told about its attempt: its number, how the last one ended, what became of the
     /// response, a cancellation token.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::{Task, TaskContext, TaskError};
+    ///
+    /// # async fn charge(_: String) -> Result<(), std::io::Error> { Ok(()) }
+    /// let task = Task::with_context(|context: TaskContext| async move {
+    ///     // The same for every attempt: the receiver can tell a repetition.
+    ///     charge(context.id().to_string()).await?;
+    ///     Ok::<_, TaskError>(())
+    /// });
+    /// # let _ = task;
+    /// ```
     #[track_caller]
     pub fn with_context<F, Fut>(attempt: F) -> Self
     where
@@ -122,7 +137,8 @@ impl Task {
         ))
     }
 
-    /// A plain future. It can be run only once: one attempt, and no replay if that fails.
+    /// A plain future. It can be run only once: one attempt, whatever the policy says, and no replay if
+    /// that fails.
     #[track_caller]
     pub fn once<Fut>(future: Fut) -> Self
     where
@@ -147,6 +163,24 @@ impl Task {
 
     /// As [`blocking`](Task::blocking), told about its attempt: it should look at the context's
     /// cancellation token from time to time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::{Task, TaskContext};
+    ///
+    /// # fn render(_page: u32) {}
+    /// let task = Task::blocking_with_context(|context: TaskContext| {
+    ///     for page in 0..1000 {
+    ///         if context.is_cancelled() {
+    ///             return Err("cancelled before its last page");
+    ///         }
+    ///         render(page);
+    ///     }
+    ///     Ok(())
+    /// });
+    /// # let _ = task;
+    /// ```
     #[track_caller]
     pub fn blocking_with_context<F, R>(attempt: F) -> Self
     where
@@ -163,7 +197,8 @@ impl Task {
         self
     }
 
-    /// When it is tried again. Default: the executor's.
+    /// When it is tried again. Default: the executor's, which is [`Retry::default`] unless it says
+    /// otherwise.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.0.settings_mut().retry = Some(retry);
         self
