@@ -1,13 +1,14 @@
 //! [`Defer`]: what a handler holds.
 
 use std::fmt;
+use std::ops::Deref;
 use std::panic::Location;
 
 use http::Extensions;
 
 use super::registration::DeferReserve;
 use super::{Collector, MissingLayer};
-use crate::executor::{Executor, Place, RejectReason, Rejected, TaskHandle, located};
+use crate::executor::{Executor, Place, RejectReason, Rejected, Shared, TaskHandle, located};
 use crate::response::ResponseInfo;
 use crate::sync::Arc;
 use crate::task::{IntoTask, Node, Origin, Task, TaskOutput};
@@ -201,10 +202,10 @@ impl Defer {
         self.collector.response()
     }
 
-    pub(crate) fn register(
+    pub(crate) fn register<H: Deref<Target = Shared>>(
         &self,
         node: Node,
-        place: Place,
+        place: Place<H>,
     ) -> Result<TaskHandle, (Node, RejectReason)> {
         self.collector.register(self.executor(), node, place)
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::observe;
 use crate::sync::Arc;
-use crate::task::{Fifo, IntoTask, Node, Task};
+use crate::task::{IntoTask, Node, Task};
 
 /// Runs tasks: bounded, with retries, and with an account of each.
 ///
@@ -178,13 +179,11 @@ impl Executor {
         &self.shared
     }
 
-    fn accept(&self, mut node: Node, place: Place) -> TaskHandle {
+    fn accept<H: Deref<Target = Shared>>(&self, mut node: Node, place: Place<H>) -> TaskHandle {
         self.shared.accept(&mut node, place);
         observe::submitted(&mut node);
         let handle = TaskHandle::accepted(node.id(), self.shared.clone());
-        let mut one = Fifo::new();
-        one.push(node);
-        self.shared.enqueue(one, None);
+        self.shared.enqueue_one(node, None);
         handle
     }
 }

@@ -1,5 +1,6 @@
 //! What the parts of an executor share, and the way of a task into the queue.
 
+use std::ops::Deref;
 use std::sync::Weak;
 
 use tokio::runtime::Handle;
@@ -19,7 +20,7 @@ use super::running::Slots;
 use super::waiting::Waiting;
 use super::watch::Watch;
 use super::worker;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::observe;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering};
@@ -60,9 +61,10 @@ pub(crate) trait Source: Send + Sync {
     fn release_now(&self, handlers: bool);
 }
 
-/// A reserved place in the capacity. Given back when dropped.
+/// A reserved place in the capacity. Given back when dropped. `H` is how it holds the executor: one
+/// that is used at once borrows it.
 #[derive(Debug)]
-pub(crate) struct Place(Option<Arc<Shared>>);
+pub(crate) struct Place<H: Deref<Target = Shared> = Arc<Shared>>(Option<H>);
 
 impl Shared {
     pub(crate) fn new(config: Config) -> Self {
@@ -91,22 +93,27 @@ impl Shared {
     }
 
     /// Reserves a place by the policy of `run`.
-    pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
-        match self.try_admit() {
-            Err(RejectReason::Full) if self.config.overflow == Overflow::DropOldest => {
-                let Some(oldest) = self.pop_oldest() else {
-                    return Err(RejectReason::Full);
-                };
-                // Its place goes to the new task directly: given back, another could take it.
-                self.discard(
-                    oldest,
-                    DiscardReason::Overflow,
-                    "made room for a newer task".into(),
-                );
-                Ok(Place(Some(self.clone())))
+    #[inline]
+    pub(crate) fn admit(&self) -> Result<Place<&Self>, RejectReason> {
+        match self.admission.try_take() {
+            Ok(()) => Ok(Place(Some(self))),
+            Err(NoPlace::Full) if self.config.overflow == Overflow::DropOldest => {
+                self.admit_instead()
             }
-            result => result,
+            Err(none) => Err(none.into()),
         }
+    }
+
+    #[cold]
+    fn admit_instead(&self) -> Result<Place<&Self>, RejectReason> {
+        let oldest = self.pop_oldest().ok_or(RejectReason::Full)?;
+        // Its place goes to the new task directly: given back, another could take it.
+        self.discard(
+            oldest,
+            DiscardReason::Overflow,
+            "made room for a newer task".into(),
+        );
+        Ok(Place(Some(self)))
     }
 
     /// The oldest task that has not started, of the queue or of the blocking lane.
@@ -116,12 +123,10 @@ impl Shared {
         blocking.or_else(|| self.queue.pop_oldest())
     }
 
-    pub(crate) fn try_admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
-        match self.admission.try_take() {
-            Ok(()) => Ok(Place(Some(self.clone()))),
-            Err(NoPlace::Full) => Err(RejectReason::Full),
-            Err(NoPlace::Closed) => Err(RejectReason::Closed),
-        }
+    #[inline]
+    pub(crate) fn try_admit(&self) -> Result<Place<&Self>, RejectReason> {
+        self.admission.try_take()?;
+        Ok(Place(Some(self)))
     }
 
     /// Counts a task that was not accepted, and says so now and then.
@@ -182,44 +187,60 @@ impl Shared {
     }
 
     /// Gives a task its place, and its identity.
-    pub(crate) fn accept(&self, node: &mut Node, place: Place) {
+    #[inline]
+    pub(crate) fn accept<H: Deref<Target = Self>>(&self, node: &mut Node, place: Place<H>) {
         place.keep();
         node.identify();
         self.counters.accepted.add(1);
     }
 
-    /// Hands accepted tasks over, with where they come from. It runs no code of the user's, and may be
-    /// called from anywhere.
+    /// Hands accepted tasks over, with where they come from and the time, which the caller has read. It
+    /// runs no code of the user's, and may be called from anywhere.
     pub(crate) fn enqueue(
         self: &Arc<Self>,
         mut tasks: Fifo<Node>,
-        origin: Option<&Arc<dyn Origin>>,
+        origin: &Arc<dyn Origin>,
+        now: Tick,
     ) {
         if self.drain.is_abandoned() {
             // Not by way of the queue: a worker on another thread would take them from there.
             return self.cancel_all(tasks, UnfinishedState::NeverStarted);
         }
-        let now = self.clock.now();
-        let mut quick = Fifo::new();
-        while let Some(mut node) = tasks.pop() {
+        let mut blocking = false;
+        tasks.for_each_mut(|node| {
+            blocking |= node.body().kind() == Kind::Blocking;
             let header = node.header_mut();
             header.queued_at = now;
-            if let Some(origin) = origin {
-                header.origin = Some(origin.clone());
-            }
-            match node.body().kind() {
-                Kind::Async | Kind::AsyncWithContext => quick.push(node),
-                Kind::Blocking => {
-                    // Its thread has no runtime; a retry will need one for its timer.
-                    self.see_runtime();
-                    self.blocking.push(self, node);
-                }
-            }
+            header.origin = Some(origin.clone());
+        });
+        if blocking {
+            tasks = self.sort(tasks);
         }
-        if !quick.is_empty() {
-            self.wake(self.queue.push(quick));
+        if !tasks.is_empty() {
+            self.wake(self.queue.push(tasks));
         }
         self.cancel_if_abandoned();
+    }
+
+    /// As [`enqueue`](Self::enqueue), for one.
+    pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<dyn Origin>>) {
+        let header = node.header_mut();
+        header.queued_at = self.clock.now();
+        if origin.is_some() {
+            header.origin = origin;
+        }
+        match node.body().kind() {
+            Kind::Async | Kind::AsyncWithContext => self.wake(self.queue.push_one(node)),
+            Kind::Blocking => self.push_blocking(node),
+        }
+        self.cancel_if_abandoned();
+    }
+
+    #[cold]
+    fn push_blocking(self: &Arc<Self>, node: Node) {
+        // Its thread has no runtime; a retry will need one for its timer.
+        self.see_runtime();
+        self.blocking.push(self, node);
     }
 
     /// Hands tasks over whose retry is due.
@@ -240,6 +261,18 @@ impl Shared {
         self.cancel_if_abandoned();
     }
 
+    /// Blocking tasks have a lane of their own; the others are returned.
+    fn sort(self: &Arc<Self>, mut tasks: Fifo<Node>) -> Fifo<Node> {
+        let mut quick = Fifo::new();
+        while let Some(node) = tasks.pop() {
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => self.push_blocking(node),
+            }
+        }
+        quick
+    }
+
     /// After a push: a drain that gave up before it saw a queue without these, one that gives up
     /// after it takes them.
     fn cancel_if_abandoned(&self) {
@@ -249,7 +282,15 @@ impl Shared {
     }
 
     /// Does what the queue decided.
+    #[inline]
     pub(super) fn wake(self: &Arc<Self>, wake: Wake) {
+        if !matches!(wake, Wake::Nobody) {
+            self.wake_one(wake);
+        }
+    }
+
+    #[cold]
+    fn wake_one(self: &Arc<Self>, wake: Wake) {
         match wake {
             Wake::Nobody => {}
             Wake::Unpark(waker) => waker.wake(),
@@ -258,6 +299,7 @@ impl Shared {
     }
 
     /// A task reached its end: its place is free.
+    #[inline]
     pub(super) fn give_back(&self) {
         if self.admission.give_back() {
             self.tell_if_quiet();
@@ -372,14 +414,17 @@ impl Place {
     pub(super) fn taken(shared: Arc<Shared>) -> Self {
         Self(Some(shared))
     }
+}
 
+impl<H: Deref<Target = Shared>> Place<H> {
     /// The task has it from now on.
+    #[inline]
     fn keep(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Place {
+impl<H: Deref<Target = Shared>> Drop for Place<H> {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
             shared.give_back();

@@ -89,7 +89,7 @@ impl Node {
     pub(crate) fn name(&self) -> Name {
         match self.settings().and_then(|settings| settings.name.clone()) {
             Some(name) => name,
-            None => Name::Static(self.body().default_name()),
+            None => Name::Function(self.body().default_name()),
         }
     }
 

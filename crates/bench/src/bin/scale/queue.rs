@@ -63,7 +63,9 @@ async fn ours(length: usize) -> (f64, f64, f64) {
     let before = heap::alive();
     let submit = time(|| {
         for n in 0..length {
-            executor.submit(Task::once(async move { let _ = black_box(n); }));
+            executor.submit(Task::once(async move {
+                let _ = black_box(n);
+            }));
         }
     });
     let bytes = heap::alive() - before;
@@ -80,7 +82,9 @@ async fn spawned(length: usize) -> (f64, f64, f64) {
     let mut last = None;
     let spawn = time(|| {
         for n in 0..length {
-            last = Some(tokio::spawn(async move { let _ = black_box(n); }));
+            last = Some(tokio::spawn(async move {
+                let _ = black_box(n);
+            }));
         }
     });
     let bytes = heap::alive() - before;

@@ -39,12 +39,16 @@ impl Service<Request<()>> for Handler {
     fn call(&mut self, request: Request<()>) -> Self::Future {
         if self.spawn {
             for n in 0..self.tasks {
-                tokio::spawn(async move { let _ = black_box(n); });
+                tokio::spawn(async move {
+                    let _ = black_box(n);
+                });
             }
         } else {
             let defer = Defer::from_extensions(request.extensions()).expect("the layer");
             for n in 0..self.tasks {
-                defer.run(move || async move { let _ = black_box(n); });
+                defer.run(move || async move {
+                    let _ = black_box(n);
+                });
             }
         }
         std::future::ready(Ok(Response::new(Full::from("hello"))))
@@ -89,8 +93,7 @@ pub(crate) fn run(docs: &Path) {
             spawn_ns.push(time(|| {
                 spawns.block_on(async {
                     requests(&mut spawn).await;
-                    while spawns.metrics().num_alive_tasks() > 0
-                    {
+                    while spawns.metrics().num_alive_tasks() > 0 {
                         tokio::task::yield_now().await;
                     }
                 });
