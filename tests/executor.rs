@@ -490,17 +490,17 @@ impl Drop for Endless {
 }
 
 /// A future whose own drop panics, ready with this at once, or never.
-struct Hostile(Option<Result<(), &'static str>>);
+struct Hostile<E>(Option<Result<(), E>>);
 
-impl Future for Hostile {
-    type Output = Result<(), &'static str>;
+impl<E: Unpin> Future for Hostile<E> {
+    type Output = Result<(), E>;
 
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.map_or(Poll::Pending, Poll::Ready)
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.take().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
-impl Drop for Hostile {
+impl<E> Drop for Hostile<E> {
     fn drop(&mut self) {
         panic!("in the drop of the future");
     }
@@ -580,7 +580,7 @@ fn hostile_tasks() -> Vec<(&'static str, Task, DiscardReason, &'static str)> {
         ),
         (
             "drop after success",
-            Task::new(|| Hostile(Some(Ok(())))),
+            Task::new(|| Hostile::<&str>(Some(Ok(())))),
             Panicked,
             "panicked: in the drop of the future",
         ),
@@ -591,8 +591,20 @@ fn hostile_tasks() -> Vec<(&'static str, Task, DiscardReason, &'static str)> {
             "panicked: in the drop of the future",
         ),
         (
+            "drop of the future and of its error",
+            Task::new(|| Hostile(Some(Err(BadDrop)))),
+            Panicked,
+            "panicked: in the drop of the future",
+        ),
+        (
+            "both drops of a plain future",
+            Task::once(Hostile(Some(Err(BadDrop)))),
+            Panicked,
+            "panicked: in the drop of the future",
+        ),
+        (
             "drop at timeout",
-            Task::new(|| Hostile(None)).timeout(Duration::from_millis(20)),
+            Task::new(|| Hostile::<&str>(None)).timeout(Duration::from_millis(20)),
             Panicked,
             "panicked: in the drop of the future",
         ),

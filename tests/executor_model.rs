@@ -146,7 +146,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.lock().unwrap().running -= 1;
+        // Poisoned by an assertion that failed, it must not hide which one.
+        let mut seen = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        seen.running -= 1;
     }
 }
 
