@@ -20,7 +20,7 @@ use crate::executor::{Cancel, Executor, Place, RejectReason, Shared, TaskHandle,
 use crate::observe;
 use crate::response::{End, ResponseInfo};
 use crate::sync::{Arc, AtomicBool, OnceLock, Ordering};
-use crate::task::{Fifo, Node, Origin, TaskId};
+use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 
 pub(crate) struct Collector {
     scope: Arc<Scope>,
@@ -35,7 +35,7 @@ pub(crate) struct Collector {
 #[derive(Debug, Default)]
 struct Beside {
     first_at: Tick,
-    follows: Option<tracing::span::Id>,
+    follows: Option<Follows>,
     place_in_sweep: Option<usize>,
     head: Option<(Head, Tick)>,
     ending: Option<Ending>,
@@ -135,12 +135,15 @@ impl Collector {
         let here = Arc::ptr_eq(shared, self.scope.executor.shared());
         let limit = self.scope.max_tasks;
         let mut start_sweep = false;
+        let mut follows = observe::current_span();
         let pushed = self.gate.push(
             (node, place),
             limit,
             |(mut node, place), tasks, beside, before| {
                 if before == 0 {
-                    start_sweep = self.first_registration(beside);
+                    start_sweep = self.first_registration(beside, follows.take());
+                } else if !beside.is_followed(&follows) {
+                    node.settings_mut().follows = follows.take();
                 }
                 shared.accept(&mut node, place);
                 if here {
@@ -155,7 +158,11 @@ impl Collector {
         }
         match pushed {
             Ok(()) => Ok(TaskHandle::accepted(id, self.clone())),
-            Err(((node, place), Refused::Open)) => {
+            Err(((mut node, place), Refused::Open)) => {
+                // The response is out: the caller's span is not that of the request.
+                if follows.is_some() {
+                    node.settings_mut().follows = follows;
+                }
                 self.submit(shared, node, place);
                 Ok(TaskHandle::accepted(id, shared.clone()))
             }
@@ -164,11 +171,11 @@ impl Collector {
     }
 
     /// Whether the sweep has to be started.
-    fn first_registration(self: &Arc<Self>, beside: &mut Beside) -> bool {
+    fn first_registration(self: &Arc<Self>, beside: &mut Beside, follows: Option<Follows>) -> bool {
         let shared = self.scope.executor.shared();
         shared.remember_runtime();
         beside.first_at = shared.clock.now();
-        beside.follows = observe::current_span();
+        beside.follows = follows;
         let (place, start) = self.scope.sweep.add(self.clone());
         beside.place_in_sweep = Some(place);
         start
@@ -261,7 +268,7 @@ impl Collector {
         if count == 0 {
             return 0;
         }
-        observe::released(count, end);
+        observe::released(self.scope.executor.shared(), count, end);
         let origin: Arc<dyn Origin> = self.clone();
         self.scope.executor.shared().enqueue(tasks, Some(&origin));
         for entry in elsewhere {
@@ -276,6 +283,14 @@ impl Collector {
 }
 
 impl Beside {
+    /// Whether tasks of this span follow the request's first one in any case.
+    fn is_followed(&self, follows: &Option<Follows>) -> bool {
+        let first = self.follows.as_ref().map(|first| &first.id);
+        follows
+            .as_ref()
+            .is_none_or(|follows| Some(&follows.id) == first)
+    }
+
     fn elsewhere(&mut self, executor: &Executor) -> &mut Elsewhere {
         let found = self
             .elsewhere
@@ -333,7 +348,7 @@ impl Origin for Collector {
         self.response.get()
     }
 
-    fn follows(&self) -> Option<tracing::span::Id> {
+    fn follows(&self) -> Option<Follows> {
         self.gate.with(|_, beside| beside.follows.clone())
     }
 }

@@ -128,6 +128,7 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
         stuck: None,
         abandoned: false,
     });
+    observe::changed(shared);
     Begun {
         attempt,
         token,

@@ -12,7 +12,7 @@ use crate::observe;
 use crate::response::ResponseInfo;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, Mutex};
-use crate::task::{AttemptRecord, Fifo, Node, Origin, TaskId, panic_text};
+use crate::task::{AttemptRecord, Fifo, Follows, Node, Origin, TaskId, panic_text};
 
 pub(super) type Hook = Box<dyn Fn(&DeadLetter) + Send + Sync>;
 
@@ -113,7 +113,7 @@ impl Letters {
 /// the dead letter.
 struct Bygone {
     response: ResponseInfo,
-    follows: Option<tracing::span::Id>,
+    follows: Option<Follows>,
 }
 
 impl Origin for Bygone {
@@ -121,7 +121,7 @@ impl Origin for Bygone {
         Some(&self.response)
     }
 
-    fn follows(&self) -> Option<tracing::span::Id> {
+    fn follows(&self) -> Option<Follows> {
         self.follows.clone()
     }
 }
@@ -169,7 +169,7 @@ impl Shared {
         };
         if let Some(lost) = self.letters.push(Kept { letter, node }) {
             self.counters.dead_letters_lost.add(1);
-            observe::dead_letter_lost(&lost.letter);
+            observe::dead_letter_lost(self, &lost.letter);
             drop_kept(lost);
         }
     }
@@ -357,7 +357,7 @@ impl DeadLetters {
         settings.last_chance = false;
         self.shared.accept(&mut node, place);
         self.shared.counters.replayed.add(1);
-        observe::replayed(&node);
+        observe::replayed(&self.shared, &node);
         let mut one = Fifo::new();
         one.push(node);
         self.shared.enqueue(one, None);

@@ -352,7 +352,7 @@ impl Shared {
             let Some(running) = abandoned.flatten() else {
                 continue;
             };
-            observe::still_running(&running);
+            observe::still_running(self, &running);
             let state = UnfinishedState::StillRunning;
             let failed = running.attempt - 1;
             self.drain.write(

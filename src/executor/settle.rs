@@ -29,8 +29,8 @@ impl Shared {
             observe::panic_in_drop(node.drop_quietly());
             return;
         }
-        let span = begun.map_or_else(AttemptSpan::none, |begun| begun.span);
-        span.outcome(outcome.as_str());
+        let mut span = begun.map_or_else(AttemptSpan::none, |begun| begun.span);
+        span.outcome(self, &node, outcome.as_str());
         span.within(|| self.conclude(node, outcome));
     }
 
@@ -56,7 +56,7 @@ impl Shared {
     }
 
     fn completed(&self, node: Node) {
-        observe::completed(&node);
+        observe::completed(self, &node);
         // Dropped before it is counted: what it captured is free when the executor says so.
         observe::panic_in_drop(node.drop_quietly());
         self.counters.completed.add(1);
@@ -64,7 +64,7 @@ impl Shared {
     }
 
     fn skipped(&self, node: Node) {
-        observe::skipped(&node);
+        observe::skipped(self, &node);
         observe::panic_in_drop(node.drop_quietly());
         self.counters.skipped.add(1);
         self.give_back();
@@ -133,7 +133,7 @@ impl Shared {
         match decide(retry, failed) {
             Decision::Retry(delay) => {
                 self.counters.retries.add(1);
-                observe::retrying(&node, attempt, delay, &text);
+                observe::retrying(self, &node, attempt, delay, &text);
                 self.retry_at(node, now.saturating_add(delay));
             }
             Decision::Discard(reason) => {
@@ -145,7 +145,7 @@ impl Shared {
 
     /// Makes a dead letter of a task. The caller decides what becomes of its place.
     pub(super) fn discard(&self, node: Node, reason: DiscardReason, text: Arc<str>) {
-        observe::discarded(&node, reason, &text);
+        observe::discarded(self, &node, reason, &text);
         self.drain.note(
             &node,
             UnfinishedState::Discarded(reason),
@@ -167,7 +167,7 @@ impl Shared {
 
     /// A task that did not come to its end: taken back by its handle, or abandoned.
     pub(crate) fn cancel(&self, node: Node, state: UnfinishedState) {
-        observe::cancelled(&node, state);
+        observe::cancelled(self, &node, state);
         if state != UnfinishedState::TakenBack {
             self.drain.note(&node, state, None);
         }

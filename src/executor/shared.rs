@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(super) drain: Drain,
     pub(super) watch: Watch,
     complaint: observe::Complaint,
+    #[cfg(feature = "metrics")]
+    pub(crate) gauges: observe::Gauges,
     /// Requests that may still register a task.
     open_requests: AtomicUsize,
     /// Whoever waits for the executor to be quiet.
@@ -70,6 +72,8 @@ impl Shared {
             drain: Drain::default(),
             watch: Watch::default(),
             complaint: observe::Complaint::default(),
+            #[cfg(feature = "metrics")]
+            gauges: observe::Gauges::default(),
             open_requests: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
@@ -92,6 +96,7 @@ impl Shared {
                     DiscardReason::Overflow,
                     "made room for a newer task".into(),
                 );
+                observe::changed(self);
                 Ok(Place(Some(self.clone())))
             }
             result => result,
@@ -155,6 +160,7 @@ impl Shared {
         place.keep();
         node.identify();
         self.counters.accepted.add(1);
+        observe::accepted(self, node);
     }
 
     /// Hands accepted tasks over, with where they come from. It runs no code of the user's, and may be
@@ -177,6 +183,7 @@ impl Shared {
         if !quick.is_empty() {
             self.wake(self.queue.push(quick));
         }
+        observe::changed(self);
         self.cancel_if_abandoned();
     }
 
@@ -189,6 +196,7 @@ impl Shared {
         if !quick.is_empty() {
             self.wake(self.queue.push_due(quick));
         }
+        observe::changed(self);
         self.cancel_if_abandoned();
     }
 
@@ -248,6 +256,7 @@ impl Shared {
 
     /// A task reached its end: its place is free.
     pub(super) fn give_back(&self) {
+        observe::changed(self);
         if self.admission.give_back() {
             self.tell_if_quiet();
         }
@@ -317,6 +326,7 @@ impl Drop for Shared {
         if taken > 0 {
             observe::lost_with_executor(taken);
         }
+        observe::gone(self);
     }
 }
 

@@ -17,7 +17,7 @@ pub use body::TaskOutput;
 pub(crate) use body::{Body, Kind};
 pub use condition::When;
 pub use context::TaskContext;
-pub(crate) use context::{Attempt, Origin};
+pub(crate) use context::{Attempt, Follows, Origin};
 pub use error::{BoxError, TaskError};
 pub(crate) use error::{bounded_text, error_text, panic_text};
 pub use id::TaskId;
