@@ -29,6 +29,9 @@ pub(crate) struct Collector {
     /// An inner layer with an executor of its own has seen the request.
     joined: AtomicBool,
     progress: Progress,
+    /// How many tasks the request may register, where that is not the scope's.
+    #[cfg(feature = "test-util")]
+    limit: OnceLock<usize>,
 }
 
 /// Kept under the gate's lock.
@@ -87,6 +90,8 @@ impl Collector {
             response: OnceLock::new(),
             joined: AtomicBool::new(false),
             progress: Progress::new(),
+            #[cfg(feature = "test-util")]
+            limit: OnceLock::new(),
         })
     }
 
@@ -109,6 +114,8 @@ impl Collector {
 
     /// An inner layer with an executor of its own: its drain waits for this request, too.
     pub(crate) fn join(&self, executor: &Executor) {
+        #[cfg(feature = "test-util")]
+        self.listen(executor);
         if Arc::ptr_eq(executor.shared(), self.scope.executor.shared()) {
             return;
         }
@@ -133,7 +140,12 @@ impl Collector {
         let id = node.identify();
         observe::registered(&node);
         let here = Arc::ptr_eq(shared, self.scope.executor.shared());
+        #[cfg(not(feature = "test-util"))]
         let limit = self.scope.max_tasks;
+        #[cfg(feature = "test-util")]
+        let limit = self.limit.get().copied().unwrap_or(self.scope.max_tasks);
+        #[cfg(feature = "test-util")]
+        self.listen(executor);
         let mut start_sweep = false;
         let mut follows = observe::current_span();
         let pushed = self.gate.push(
@@ -234,6 +246,26 @@ impl Collector {
     /// Releases by force what is registered so far.
     pub(crate) fn force(self: &Arc<Self>) -> usize {
         self.release(true)
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(crate) fn limit_to(&self, tasks: usize) {
+        let _ = self.limit.set(tasks);
+    }
+
+    /// The test kit hears of this executor's tasks from now on.
+    #[cfg(feature = "test-util")]
+    fn listen(&self, executor: &Executor) {
+        if let Some(test) = &self.scope.test {
+            test.attach(executor);
+        }
+    }
+
+    /// Releases now, with an end of the test's choice.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn release_as(self: &Arc<Self>, ending: Ending) {
+        self.end(ending);
+        self.release(false);
     }
 
     fn let_go(self: &Arc<Self>) {

@@ -334,6 +334,8 @@ impl Shared {
 
     /// By invariant 2: called whenever tasks turn up after the deadline.
     pub(super) fn cancel_queued(&self) {
+        #[cfg(feature = "test-util")]
+        self.cancel_all(self.held.take_all(), UnfinishedState::NeverStarted);
         let (ready, due) = self.queue.take_all();
         self.cancel_all(ready, UnfinishedState::NeverStarted);
         self.cancel_all(due, UnfinishedState::Waiting);

@@ -19,6 +19,8 @@ mod dead_letters;
 mod drain;
 mod groups;
 mod handle;
+#[cfg(feature = "test-util")]
+mod held;
 mod queue;
 mod rejected;
 mod running;

@@ -36,6 +36,10 @@ pub(crate) struct Shared {
     pub(super) drain: Drain,
     pub(super) watch: Watch,
     complaint: observe::Complaint,
+    #[cfg(feature = "test-util")]
+    pub(crate) held: super::held::Held,
+    #[cfg(feature = "test-util")]
+    pub(crate) ears: crate::test_util::Ears,
     #[cfg(feature = "metrics")]
     pub(crate) gauges: observe::Gauges,
     /// Requests that may still register a task.
@@ -72,6 +76,10 @@ impl Shared {
             drain: Drain::default(),
             watch: Watch::default(),
             complaint: observe::Complaint::default(),
+            #[cfg(feature = "test-util")]
+            held: super::held::Held::default(),
+            #[cfg(feature = "test-util")]
+            ears: crate::test_util::Ears::default(),
             #[cfg(feature = "metrics")]
             gauges: observe::Gauges::default(),
             open_requests: AtomicUsize::new(0),
@@ -178,6 +186,10 @@ impl Shared {
             if let Some(origin) = origin {
                 header.origin = Some(origin.clone());
             }
+            #[cfg(feature = "test-util")]
+            let Some(node) = self.held.keep(node) else {
+                continue;
+            };
             self.sort(node, &mut quick);
         }
         if !quick.is_empty() {
@@ -260,6 +272,7 @@ impl Shared {
         if self.admission.give_back() {
             self.tell_if_quiet();
         }
+        observe::place_freed(self);
     }
 
     pub(crate) fn request_opened(&self) {
@@ -303,6 +316,10 @@ impl Shared {
 
     /// Removes a queued task; whether there was one.
     pub(super) fn take_queued(&self, mut is_it: impl FnMut(&Node) -> bool) -> Option<Node> {
+        #[cfg(feature = "test-util")]
+        if let Some(held) = self.held.remove(&mut is_it) {
+            return Some(held);
+        }
         self.queue
             .remove(&mut is_it)
             .or_else(|| self.blocking.remove(is_it))

@@ -68,7 +68,7 @@ impl DeferLayer {
             max_tasks: tasks.max(1),
             ..self.settings
         };
-        Self::with(self.scope.executor.clone(), settings)
+        self.set(settings)
     }
 
     /// How long a response may make no progress (no frame asked for, no chunk taken) before its tasks
@@ -79,7 +79,7 @@ impl DeferLayer {
             max_hold: time,
             ..self.settings
         };
-        Self::with(self.scope.executor.clone(), settings)
+        self.set(settings)
     }
 
     /// The executor: for its snapshot, its dead letters, and tasks without a request.
@@ -98,10 +98,39 @@ impl DeferLayer {
     }
 
     fn with(executor: Executor, settings: Settings) -> Self {
-        Self {
-            scope: Scope::new(executor, settings.max_tasks, settings.max_hold),
-            settings,
-        }
+        let scope = Scope::new(executor, settings.max_tasks, settings.max_hold);
+        let scope = Arc::new(scope);
+        Self { scope, settings }
+    }
+
+    /// As this one, with other settings.
+    fn set(self, settings: Settings) -> Self {
+        #[cfg(feature = "test-util")]
+        let test = self.scope.test.clone();
+        let layer = Self::with(self.scope.executor.clone(), settings);
+        #[cfg(feature = "test-util")]
+        let layer = layer.tested(test);
+        layer
+    }
+
+    #[cfg(feature = "test-util")]
+    fn tested(self, test: Option<Arc<crate::test_util::TestScope>>) -> Self {
+        let (executor, settings) = (self.scope.executor.clone(), self.settings);
+        let mut scope = Scope::new(executor, settings.max_tasks, settings.max_hold);
+        scope.test = test;
+        let scope = Arc::new(scope);
+        Self { scope, settings }
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(crate) fn for_tests(executor: Executor, test: crate::test_util::TestScope) -> Self {
+        let layer = Self::new().executor(executor);
+        layer.tested(Some(Arc::new(test)))
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(crate) fn test_scope(&self) -> Option<&crate::test_util::TestScope> {
+        self.scope.test.as_deref()
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) enum Happening<'a> {
 pub(crate) fn note(shared: &Shared, happening: Happening<'_>) {
     #[cfg(feature = "metrics")]
     super::metrics::note(shared, &happening);
+    #[cfg(feature = "test-util")]
+    shared.ears.note(&happening);
     let _ = (shared, happening);
 }
 
@@ -49,6 +51,15 @@ pub(crate) fn note(shared: &Shared, happening: Happening<'_>) {
 pub(crate) fn changed(shared: &Shared) {
     #[cfg(feature = "metrics")]
     super::metrics::publish(shared);
+    #[cfg(feature = "test-util")]
+    shared.ears.changed();
+    let _ = shared;
+}
+
+/// A task's place in the capacity is free.
+pub(crate) fn place_freed(shared: &Shared) {
+    #[cfg(feature = "test-util")]
+    shared.ears.changed();
     let _ = shared;
 }
 

@@ -15,7 +15,9 @@ mod span;
 
 pub(crate) use complaint::{Complaint, commonest};
 pub(crate) use events::*;
-pub(crate) use happening::{Happening, changed, gone};
+#[cfg(feature = "test-util")]
+pub(crate) use happening::Happening;
+pub(crate) use happening::{changed, gone, place_freed};
 #[cfg(feature = "metrics")]
 pub(crate) use metrics::Gauges;
 pub(crate) use span::{AttemptSpan, current_span, started};
