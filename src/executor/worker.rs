@@ -32,6 +32,8 @@ struct Worker {
     slot: Arc<Slot>,
     /// What runs now: here and not in a future of its own, so that the drop below finds it.
     current: Option<Node>,
+    /// It has been polled: the runtime that it was started on is not ending.
+    ran: bool,
     ended: bool,
 }
 
@@ -43,6 +45,7 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
         me,
         slot: slot.clone(),
         current: None,
+        ran: false,
         ended: false,
     };
     match shared.spawn(worker.run()) {
@@ -53,6 +56,7 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
 
 impl Worker {
     async fn run(mut self) {
+        self.ran = true;
         let mut alarm = Alarm::default();
         let mut in_a_row = 0;
         loop {
@@ -124,7 +128,7 @@ impl Drop for Worker {
         match self.shared.queue.leave(&self.me) {
             // The runtime is ending; a new worker would end at once and come here again. What is
             // queued stays queued until a task is pushed where there is a runtime.
-            Wake::Start(worker) if !std::thread::panicking() => {
+            Wake::Start(worker) if !self.ran || !std::thread::panicking() => {
                 self.shared.queue.abandon(&worker);
             }
             wake => self.shared.wake(wake),
