@@ -18,6 +18,42 @@ use crate::sync::Arc;
 ///
 /// Cheap to clone; clones share the executor. Keep one for the shutdown.
 ///
+/// # The order of layers
+///
+/// Tasks start when whoever is *outside* this layer has let go of the last chunk of the body. That should
+/// be the server, which lets go of a chunk when it is written:
+///
+/// ```text
+///           ┌─ server ──────────────────────────────────────────────┐
+///           │  ┌─ DeferLayer ────────────────────────────────────┐  │
+///   request │  │  ┌─ CompressionLayer, TraceLayer, … ─────────┐  │  │
+///  ─────────┼──┼──┼──►  handler                               │  │  │
+///           │  │  └───────────┬───────────────────────────────┘  │  │
+///           │  └──────────────┼──────────────────────────────────┘  │
+///  ◄────────┼─────────────────┘ written: the tasks start            │
+///  response └───────────────────────────────────────────────────────┘
+/// ```
+///
+/// A layer outside it that makes new chunks from ours (compression, a body that is collected or
+/// buffered, encryption) lets go of ours as soon as it has read them. The tasks start **early**, while
+/// the client still waits:
+///
+/// ```text
+///           ┌─ server ──────────────────────────────────────────────┐
+///           │  ┌─ CompressionLayer ──────────────────────────────┐  │
+///   request │  │  ┌─ DeferLayer ──────────────────────────────┐  │  │
+///  ─────────┼──┼──┼──►  handler                               │  │  │
+///           │  │  └───────────┬───────────────────────────────┘  │  │
+///           │  │     read, compressed, dropped: the tasks start  │  │
+///           │  └──────────────┬──────────────────────────────────┘  │
+///  ◄────────┼─────────────────┘ written: too late                   │
+///  response └───────────────────────────────────────────────────────┘
+/// ```
+///
+/// With axum the line that is added last is outermost; with `tower::ServiceBuilder` it is the first.
+/// Layers that pass the chunks on as they are (tracing, timeouts, request ids, header changes) may stand
+/// on either side.
+///
 /// | setting | default | reason |
 /// | --- | --- | --- |
 /// | [`executor`](Self::executor) | one of its own, with the defaults of [`ExecutorBuilder`](crate::ExecutorBuilder) | |

@@ -197,8 +197,9 @@ pub(super) fn note(shared: &Shared, happening: &Happening<'_>) {
             } => {
                 told.ended(&node.name(), outcome, reason);
                 let age = shared.clock.now().since(node.header().queued_at);
-                // A task that its handle took back before the release has no age.
-                if node.header().queued_at > crate::clock::Tick::ZERO {
+                // A task that was cancelled before the release has no age.
+                let released = node.header().queued_at > crate::clock::Tick::ZERO;
+                if released || outcome != "cancelled" {
                     let labels = vec![task(&node.name()), Label::new(OUTCOME, outcome)];
                     told.time(AGE, labels, age);
                 }

@@ -11,15 +11,15 @@ use crate::defer::{Collector, Defer};
 use crate::executor::Executor;
 use crate::middleware::DeferLayer;
 use crate::response::ResponseInfo;
-use crate::sync::{Arc, Mutex, Weak};
+use crate::sync::{Arc, Mutex};
 
 /// What a layer of the kit does otherwise.
 #[derive(Debug)]
 pub(crate) struct TestScope {
     pub(super) log: Arc<Log>,
     mode: Mode,
-    /// The request that passed a probe last.
-    collector: Mutex<Weak<Collector>>,
+    /// The request that passed a probe. It refers to this, so it is taken out.
+    collector: Mutex<Option<Arc<Collector>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ impl TestScope {
     }
 
     fn new(log: Arc<Log>, mode: Mode) -> Self {
-        let collector = Mutex::new(Weak::new());
+        let collector = Mutex::default();
         Self {
             log,
             mode,
@@ -61,13 +61,13 @@ impl TestScope {
     pub(crate) fn probes(&self, collector: &Arc<Collector>) -> bool {
         let probe = matches!(self.mode, Mode::Probe);
         if probe {
-            *self.collector.lock() = Arc::downgrade(collector);
+            *self.collector.lock() = Some(collector.clone());
         }
         probe
     }
 
     pub(super) fn probed(&self) -> Option<Arc<Collector>> {
-        self.collector.lock().upgrade()
+        self.collector.lock().take()
     }
 
     /// Inline mode: what to wait for before the response is returned.
