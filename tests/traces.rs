@@ -396,7 +396,7 @@ fn no_runtime_is_an_error_and_what_is_lost_is_a_warning() {
     executor.submit(|| async {});
     let [(message, _)] = &table::events_of_the_docs()
         .into_iter()
-        .filter(|(message, _)| message.starts_with("tasks wait for a tokio runtime"))
+        .filter(|(message, _)| message.starts_with("tasks wait for a tokio runtime: none"))
         .collect::<Vec<_>>()[..]
     else {
         panic!("not in the table");

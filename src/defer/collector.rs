@@ -6,7 +6,8 @@
 //! 2. What became of the response is recorded before the release, under the same lock, and then never
 //!    changes.
 //! 3. Nothing of the user's runs here: a release only hands over.
-//! 4. A request counts as open with its executors from its call to the end of its body.
+//! 4. A request counts with its executors: as a handler until it has answered, and from then as an
+//!    open response until its body ends, unless nobody is left who could register anything.
 
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(crate) struct Collector {
     response: OnceLock<ResponseInfo>,
     /// An inner layer with an executor of its own has seen the request.
     joined: AtomicBool,
+    /// The handler has answered, and the response counts as open.
+    answered: AtomicBool,
     progress: Progress,
     /// How many tasks the request may register, where that is not the scope's.
     #[cfg(feature = "test-util")]
@@ -41,6 +44,9 @@ struct Beside {
     follows: Option<Follows>,
     place_in_sweep: Option<usize>,
     head: Option<(Head, Tick)>,
+    /// From the trailers. Not a part of the ending: a release by force comes before that, and must
+    /// know all the same that the call failed.
+    grpc_status: Option<i32>,
     ending: Option<Ending>,
     elsewhere: Vec<Elsewhere>,
 }
@@ -50,7 +56,14 @@ struct Beside {
 struct Elsewhere {
     executor: Executor,
     tasks: Fifo<Node>,
-    joined: bool,
+    /// As what the request counts with this executor.
+    joined: Option<Stage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Handler,
+    Response,
 }
 
 /// What is known when the handler has answered.
@@ -64,7 +77,6 @@ pub(crate) struct Head {
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     pub(crate) end: End,
-    pub(crate) grpc_status: Option<i32>,
     pub(crate) bytes: u64,
     pub(crate) body_error: Option<Arc<str>>,
 }
@@ -74,7 +86,6 @@ impl Ending {
     pub(crate) fn without_response(end: End) -> Self {
         Self {
             end,
-            grpc_status: None,
             bytes: 0,
             body_error: None,
         }
@@ -89,6 +100,7 @@ impl Collector {
             gate: Gate::new(),
             response: OnceLock::new(),
             joined: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
             progress: Progress::new(),
             #[cfg(feature = "test-util")]
             limit: OnceLock::new(),
@@ -112,6 +124,11 @@ impl Collector {
         self.gate.pushed() > 0
     }
 
+    /// Whether the request has registered all that it may. A hint: registering decides.
+    pub(super) fn is_at_limit(&self) -> bool {
+        self.gate.pushed() >= self.scope.max_tasks && self.response.get().is_none()
+    }
+
     /// An inner layer with an executor of its own: its drain waits for this request, too.
     pub(crate) fn join(&self, executor: &Executor) {
         #[cfg(feature = "test-util")]
@@ -122,8 +139,8 @@ impl Collector {
         self.joined.store(true, Ordering::Relaxed);
         self.gate.with(|_, beside| {
             let entry = beside.elsewhere(executor);
-            if !entry.joined {
-                entry.joined = true;
+            if entry.joined.is_none() {
+                entry.joined = Some(Stage::Handler);
                 executor.shared().request_opened();
             }
         });
@@ -214,9 +231,23 @@ impl Collector {
         } else {
             Tick::ZERO
         };
-        self.gate.with(|_, beside| beside.head = Some((head, now)));
+        self.gate.with(|_, beside| {
+            beside.head = Some((head, now));
+            for entry in &mut beside.elsewhere {
+                entry.move_to(Some(Stage::Response));
+            }
+        });
+        // Relaxed: read by the one who ends the same response.
+        self.answered.store(true, Ordering::Relaxed);
+        self.scope.executor.shared().request_answered(true);
         self.progress.begin(self.scope.sweep.now());
         true
+    }
+
+    /// The trailers are in the server's hands, with the status of a gRPC call.
+    pub(crate) fn trailers(&self, grpc_status: i32) {
+        self.gate
+            .with(|_, beside| beside.grpc_status = Some(grpc_status));
     }
 
     /// The response is over; it is released when the last chunk of it has left.
@@ -227,25 +258,32 @@ impl Collector {
     /// The request is over: it registers nothing any more but through clones.
     pub(crate) fn close(&self) {
         if self.joined.load(Ordering::Relaxed) {
-            let joined: Vec<Executor> = self.gate.with(|_, beside| {
-                let joined = beside.elsewhere.iter_mut().filter(|entry| entry.joined);
-                joined
-                    .map(|entry| {
-                        entry.joined = false;
-                        entry.executor.clone()
-                    })
-                    .collect()
+            self.gate.with(|_, beside| {
+                beside
+                    .elsewhere
+                    .iter_mut()
+                    .for_each(|entry| entry.move_to(None));
             });
-            joined
-                .iter()
-                .for_each(|executor| executor.shared().request_closed());
         }
-        self.scope.executor.shared().request_closed();
+        let shared = self.scope.executor.shared();
+        if self.answered.load(Ordering::Relaxed) {
+            shared.response_closed();
+        } else {
+            shared.request_answered(false);
+        }
     }
 
     /// Releases by force what is registered so far.
     pub(crate) fn force(self: &Arc<Self>) -> usize {
-        self.release(true)
+        self.release(true, Shared::enqueue)
+    }
+
+    /// Gives up what a handler has registered that is still pending at a drain's deadline. It is not
+    /// released: another executor, whose deadline comes a moment later, would start it meanwhile.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        self.release(true, |shared, tasks, _| {
+            shared.cancel_all(tasks, UnfinishedState::NeverStarted);
+        });
     }
 
     #[cfg(feature = "test-util")]
@@ -265,17 +303,21 @@ impl Collector {
     #[cfg(feature = "test-util")]
     pub(crate) fn release_as(self: &Arc<Self>, ending: Ending) {
         self.end(ending);
-        self.release(false);
+        self.release(false, Shared::enqueue);
     }
 
     fn let_go(self: &Arc<Self>) {
         if self.gate.let_go() {
-            self.release(false);
+            self.release(false, Shared::enqueue);
         }
     }
 
     /// Returns how many tasks were released.
-    fn release(self: &Arc<Self>, forced: bool) -> usize {
+    fn release(
+        self: &Arc<Self>,
+        forced: bool,
+        hand_over: impl Fn(&Arc<Shared>, Fifo<Node>, Option<&Arc<dyn Origin>>),
+    ) -> usize {
         let clock = &self.scope.executor.shared().clock;
         let used = self.is_used();
         let now = if used { clock.now() } else { Tick::ZERO };
@@ -284,11 +326,7 @@ impl Collector {
             let end = info.end;
             // By the gate's first invariant nobody has set it before.
             let _ = self.response.set(info);
-            (
-                beside.place_in_sweep.take(),
-                std::mem::take(&mut beside.elsewhere),
-                end,
-            )
+            (beside.place_in_sweep.take(), beside.take_elsewhere(), end)
         });
         let Some((tasks, (place, elsewhere, end))) = opened else {
             return 0;
@@ -296,21 +334,30 @@ impl Collector {
         if let Some(place) = place {
             self.scope.sweep.remove(place);
         }
-        let count = tasks.len() + elsewhere.iter().map(|e| e.tasks.len()).sum::<usize>();
+        let count = tasks.len() + elsewhere.iter().map(|(_, t)| t.len()).sum::<usize>();
         if count == 0 {
             return 0;
         }
         observe::released(self.scope.executor.shared(), count, end);
         let origin: Arc<dyn Origin> = self.clone();
-        self.scope.executor.shared().enqueue(tasks, Some(&origin));
-        for entry in elsewhere {
-            entry.executor.shared().enqueue(entry.tasks, Some(&origin));
-            if entry.joined {
-                // The request itself goes on; after a release by force it has no place to say so.
-                entry.executor.shared().request_closed();
-            }
+        hand_over(self.scope.executor.shared(), tasks, Some(&origin));
+        for (executor, tasks) in elsewhere {
+            hand_over(executor.shared(), tasks, Some(&origin));
         }
         count
+    }
+}
+
+impl Elsewhere {
+    fn move_to(&mut self, stage: Option<Stage>) {
+        let shared = self.executor.shared();
+        match (self.joined, stage) {
+            (Some(Stage::Handler), Some(Stage::Response)) => shared.request_answered(true),
+            (Some(Stage::Handler), None) => shared.request_answered(false),
+            (Some(Stage::Response), None) => shared.response_closed(),
+            _ => return,
+        }
+        self.joined = stage;
     }
 }
 
@@ -333,11 +380,23 @@ impl Beside {
             self.elsewhere.push(Elsewhere {
                 executor,
                 tasks: Fifo::new(),
-                joined: false,
+                joined: None,
             });
             self.elsewhere.len() - 1
         });
         &mut self.elsewhere[at]
+    }
+
+    /// The tasks for other executors. After a release by force the request itself goes on, and those
+    /// that wait for its end are told by [`Collector::close`].
+    fn take_elsewhere(&mut self) -> Vec<(Executor, Fifo<Node>)> {
+        let take = |entry: &mut Elsewhere| {
+            let tasks = std::mem::replace(&mut entry.tasks, Fifo::new());
+            (entry.executor.clone(), tasks)
+        };
+        let taken = self.elsewhere.iter_mut().map(take).collect();
+        self.elsewhere.retain(|entry| entry.joined.is_some());
+        taken
     }
 
     fn response(&mut self, now: Tick, forced: bool, progress: &Progress) -> ResponseInfo {
@@ -347,7 +406,6 @@ impl Beside {
             .filter(|_| !forced)
             .unwrap_or_else(|| Ending {
                 end: End::Stalled,
-                grpc_status: None,
                 bytes: progress.bytes(),
                 body_error: None,
             });
@@ -361,7 +419,7 @@ impl Beside {
         };
         ResponseInfo {
             status: head.map(|(head, _)| head.status),
-            grpc_status: ending
+            grpc_status: self
                 .grpc_status
                 .or(head.and_then(|(head, _)| head.grpc_status)),
             end: ending.end,
@@ -423,9 +481,14 @@ impl Hold {
         &self.0
     }
 
-    /// A sign of life, where someone might look for it.
-    pub(crate) fn mark(&self, idle: bool) {
-        self.0.progress.mark(self.0.scope.sweep.now(), idle);
+    /// A sign of life: the body was asked for a frame, and said whether there is one.
+    pub(crate) fn asked(&self, idle: bool) {
+        self.0.progress.asked(self.0.scope.sweep.now(), idle);
+    }
+
+    /// A sign of life: a chunk has left.
+    pub(crate) fn taken(&self) {
+        self.0.progress.taken(self.0.scope.sweep.now());
     }
 
     pub(crate) fn count_bytes(&self, bytes: u64) {

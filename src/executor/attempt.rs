@@ -11,16 +11,18 @@ use super::Shared;
 use super::running::{Running, Slot};
 use super::worker::Alarm;
 use crate::clock::Tick;
+use crate::error::{TaskError, panic_text};
 use crate::observe::{self, AttemptSpan};
 use crate::sync::Arc;
-use crate::task::{Attempt, Kind, Node, TaskError, panic_text};
+use crate::task::{Attempt, Kind, Node};
 
 /// How an attempt ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Completed,
     Failed(TaskError),
-    TimedOut,
+    /// It had this long.
+    TimedOut(Duration),
     Panicked(String),
     /// The condition did not hold: there was no attempt.
     Skipped,
@@ -32,7 +34,7 @@ impl Outcome {
         match self {
             Outcome::Completed => "completed",
             Outcome::Failed(_) => "failed",
-            Outcome::TimedOut => "timed_out",
+            Outcome::TimedOut(_) => "timed_out",
             Outcome::Panicked(_) => "panicked",
             Outcome::Skipped => "skipped",
         }
@@ -47,10 +49,11 @@ pub(super) struct Begun {
     pub(super) span: AttemptSpan,
 }
 
+/// The whole task is bounded, too: a retry ends when the task gives up. The first attempt, which always
+/// happens, counts that time from its own start, so that waiting in the queue does not use it up.
 #[derive(Clone, Copy)]
 struct Limit {
     timeout: Duration,
-    /// A retry ends when the task gives up; the first attempt has its whole time.
     give_up_at: Option<Tick>,
 }
 
@@ -60,10 +63,7 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
         .header()
         .origin
         .as_ref()
-        .and_then(|origin| origin.response());
-    let Some(response) = response else {
-        return None;
-    };
+        .and_then(|origin| origin.response())?;
     let held = match node.settings() {
         None => Ok(!response.is_failure()),
         Some(settings) if settings.admitted => return None,
@@ -89,7 +89,6 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
 
 /// Writes the attempt into the slot, where snapshots and the watch find it.
 pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
-    shared.watch.wake(shared);
     let number = node.attempts() + 1;
     let kind = node.body().kind();
     let id = node.id();
@@ -98,12 +97,12 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     let timeout = settings
         .and_then(|s| s.timeout)
         .unwrap_or(shared.config.timeout);
-    let give_up_at = (number > 1).then(|| {
-        let retry = settings
-            .and_then(|s| s.retry.as_ref())
-            .unwrap_or(&shared.config.retry);
-        node.header().queued_at.saturating_add(retry.age_limit())
-    });
+    let retry = settings
+        .and_then(|s| s.retry.as_ref())
+        .unwrap_or(&shared.config.retry);
+    let timeout = timeout.min(retry.age_limit());
+    let is_retry_in_time = number > 1 && settings.is_some_and(|s| !s.last_chance);
+    let give_up_at = is_retry_in_time.then(|| shared.give_up_at(node));
     let token = (kind != Kind::Async).then(CancellationToken::new);
     let attempt = (kind != Kind::Async).then(|| Attempt {
         id,
@@ -129,6 +128,7 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
         abandoned: false,
     });
     observe::changed(shared);
+    shared.watch.wake(shared);
     Begun {
         attempt,
         token,
@@ -156,17 +156,15 @@ pub(super) async fn run(
         if let Poll::Ready(outcome) = poll_once(node, begun, cx) {
             return Poll::Ready(outcome);
         }
-        let deadline = *deadline.get_or_insert_with(|| {
+        let (deadline, limit) = *deadline.get_or_insert_with(|| {
             let now = shared.clock.now();
             slot.with(|running| running.since = Some(now));
-            let by_timeout = now.saturating_add(begun.limit.timeout);
-            match begun.limit.give_up_at {
-                Some(give_up_at) if give_up_at > now => by_timeout.min(give_up_at),
-                _ => by_timeout,
-            }
+            let left = begun.limit.give_up_at.map(|at| at.since(now));
+            let limit = left.map_or(begun.limit.timeout, |left| left.min(begun.limit.timeout));
+            (now.saturating_add(limit), limit)
         });
         if alarm.poll_until(&shared.clock, deadline, cx).is_ready() {
-            return Poll::Ready(time_out(node, begun));
+            return Poll::Ready(time_out(node, begun, limit));
         }
         Poll::Pending
     })
@@ -192,12 +190,12 @@ pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>
     }
 }
 
-fn time_out(node: &mut Node, begun: &Begun) -> Outcome {
+fn time_out(node: &mut Node, begun: &Begun, limit: Duration) -> Outcome {
     if let Some(token) = &begun.token {
         token.cancel();
     }
     match begun.span.within(|| end(node)) {
-        None => Outcome::TimedOut,
+        None => Outcome::TimedOut(limit),
         Some(text) => Outcome::Panicked(text),
     }
 }

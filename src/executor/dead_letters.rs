@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use super::groups::{self, DeadLetterGroup};
 use super::{RejectReason, Shared};
 use crate::clock;
+use crate::error::panic_text;
 use crate::observe;
 use crate::response::ResponseInfo;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, Mutex};
-use crate::task::{AttemptRecord, Fifo, Follows, Node, Origin, TaskId, panic_text};
+use crate::task::{AttemptRecord, Fifo, Follows, Node, Origin, TaskId};
 
 pub(super) type Hook = Box<dyn Fn(&DeadLetter) + Send + Sync>;
 
@@ -89,6 +90,12 @@ impl Letters {
             .iter()
             .map(|kept| kept.letter.clone())
             .collect()
+    }
+
+    /// Drops all of them.
+    pub(super) fn clear(&self) {
+        let all = std::mem::take(&mut *self.kept.lock());
+        all.into_iter().for_each(drop_kept);
     }
 
     fn take(&self, id: TaskId) -> Option<Kept> {

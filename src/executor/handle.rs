@@ -13,7 +13,7 @@ use super::{
 };
 use crate::observe;
 use crate::sync::Arc;
-use crate::task::{Fifo, Node, Task};
+use crate::task::{Fifo, IntoTask, Node, Task};
 
 /// Runs tasks: bounded, with retries, and with an account of each.
 ///
@@ -59,14 +59,15 @@ impl Executor {
     /// says whether the task was accepted.
     ///
     /// The executor runs on the runtime of the caller, unless it has one of its own. Called where
-    /// there is none, the task stays queued until the executor is used from within a runtime.
+    /// there is none (or one without a timer, which attempts need), the task stays queued until the
+    /// executor is used from within a runtime; that is logged as an error.
     #[track_caller]
-    pub fn submit(&self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(&self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.admit() {
             Ok(place) => self.accept(node, place),
             Err(reason) => {
-                self.shared.reject(&node, reason);
+                self.shared.reject_for_good(node, reason);
                 TaskHandle::rejected(reason)
             }
         }
@@ -79,8 +80,8 @@ impl Executor {
     ///
     /// [`Rejected`], with the task and the reason.
     #[track_caller]
-    pub fn try_submit(&self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
-        let node = located(task.into(), Location::caller());
+    pub fn try_submit(&self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.try_admit() {
             Ok(place) => Ok(self.accept(node, place)),
             Err(reason) => {
@@ -91,6 +92,20 @@ impl Executor {
     }
 
     /// Waits for room and reserves it. Served in order.
+    ///
+    /// # Examples
+    ///
+    /// A producer that goes no faster than its tasks:
+    ///
+    /// ```
+    /// # use tower_defer::{Closed, Executor};
+    /// # async fn import(_: u32) {}
+    /// # async fn produce(executor: Executor) -> Result<(), Closed> {
+    /// for row in 0..1_000_000 {
+    ///     executor.reserve().await?.submit(move || import(row));
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -112,11 +127,23 @@ impl Executor {
     /// report.
     ///
     /// Several may drain at once; the earliest deadline holds, and each gets a report of all that
-    /// happened since the first began.
+    /// happened since the first began. After the deadline it waits for at most another 100 ms, for the
+    /// runtime to drop what was cancelled; an attempt that has not yielded by then is reported as
+    /// [`StillRunning`](crate::UnfinishedState::StillRunning).
+    ///
+    /// [`Shutdown`](crate::Shutdown) does this and stops the server before it.
+    ///
+    /// A task may drain its own executor: it is outstanding itself, so that ends with the deadline, and
+    /// with the task.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with a timer.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the executor draining (retries at once) but open.
+    /// Dropping the future leaves the executor draining (retries at once) but open, and closed where
+    /// the deadline has passed.
     pub async fn drain(&self, within: Duration) -> DrainReport {
         let deadline = self.shared.clock.now().saturating_add(within);
         self.shared.drain(deadline, true).await
@@ -216,7 +243,7 @@ impl Reserve {
 impl Drop for Reserve {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.shared.admission.cancel(ticket);
+            self.shared.leave_line(ticket);
         }
     }
 }
@@ -232,8 +259,8 @@ pub struct Permit {
 impl Permit {
     /// Uses the room.
     #[track_caller]
-    pub fn submit(self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         self.executor.accept(node, self.place)
     }
 

@@ -16,14 +16,19 @@ mod blocking;
 mod builder;
 mod counters;
 mod dead_letters;
+mod dedicated;
 mod drain;
 mod groups;
 mod handle;
 #[cfg(feature = "test-util")]
 mod held;
+#[cfg(all(test, defer_loom))]
+mod models;
 mod queue;
 mod rejected;
+mod report;
 mod running;
+mod runtime;
 mod settle;
 mod shared;
 mod snapshot;
@@ -34,12 +39,13 @@ mod worker;
 
 pub use builder::{ExecutorBuilder, Overflow};
 pub use dead_letters::{DeadLetter, DeadLetters, ReplayError};
-pub use drain::{DrainReport, Unfinished, UnfinishedState};
 pub use groups::DeadLetterGroup;
 pub(crate) use handle::located;
 pub use handle::{Executor, Permit, Reserve};
 pub use rejected::{Closed, RejectReason, Rejected};
+pub use report::{DrainReport, Unfinished, UnfinishedState};
 pub(crate) use running::Running;
+pub(crate) use runtime::Missing;
 pub(crate) use shared::{Place, Shared, Source};
 pub use snapshot::{RunningTask, Snapshot};
 pub(crate) use task_handle::Cancel;

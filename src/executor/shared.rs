@@ -10,9 +10,11 @@ use super::blocking::BlockingLane;
 use super::builder::{Config, Overflow};
 use super::counters::Counters;
 use super::dead_letters::Letters;
+use super::dedicated::OwnRuntime;
 use super::drain::Drain;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
+use super::report::UnfinishedState;
 use super::running::Slots;
 use super::waiting::Waiting;
 use super::watch::Watch;
@@ -35,27 +37,33 @@ pub(crate) struct Shared {
     pub(super) letters: Letters,
     pub(super) drain: Drain,
     pub(super) watch: Watch,
-    complaint: observe::Complaint,
+    complaints: observe::Complaints,
+    /// That there is no usable runtime is said now and then, not for every task.
+    pub(super) no_runtime: observe::Complaint,
+    /// Requests whose handler has not answered.
+    handlers: AtomicUsize,
+    /// Responses under way from which a task may still be registered.
+    responses: AtomicUsize,
     #[cfg(feature = "test-util")]
     pub(crate) held: super::held::Held,
     #[cfg(feature = "test-util")]
     pub(crate) ears: crate::test_util::Ears,
     #[cfg(feature = "metrics")]
     pub(crate) gauges: observe::Gauges,
-    /// Requests that may still register a task.
-    open_requests: AtomicUsize,
     /// Whoever waits for the executor to be quiet.
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
-    last_runtime: Mutex<Option<Handle>>,
+    pub(super) last_runtime: Mutex<Option<Handle>>,
+    pub(super) own_runtime: OwnRuntime,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
 /// What holds tasks that are not released yet; a drain can ask for them.
 pub(crate) trait Source: Send + Sync {
-    /// Releases what it holds now, without waiting for the response.
-    fn release_now(&self);
+    /// Releases what it holds, without waiting for the responses; with `handlers`, also the tasks of
+    /// requests whose handler has not answered yet.
+    fn release_now(&self, handlers: bool);
 }
 
 /// A reserved place in the capacity. Given back when dropped.
@@ -75,17 +83,20 @@ impl Shared {
             letters: Letters::new(config.dead_letters),
             drain: Drain::default(),
             watch: Watch::default(),
-            complaint: observe::Complaint::default(),
+            complaints: observe::Complaints::default(),
+            no_runtime: observe::Complaint::default(),
+            handlers: AtomicUsize::new(0),
+            responses: AtomicUsize::new(0),
             #[cfg(feature = "test-util")]
             held: super::held::Held::default(),
             #[cfg(feature = "test-util")]
             ears: crate::test_util::Ears::default(),
             #[cfg(feature = "metrics")]
             gauges: observe::Gauges::default(),
-            open_requests: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
+            own_runtime: OwnRuntime::default(),
             sources: Mutex::new(Vec::new()),
             config,
         }
@@ -95,7 +106,7 @@ impl Shared {
     pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
         match self.try_admit() {
             Err(RejectReason::Full) if self.config.overflow == Overflow::DropOldest => {
-                let Some(oldest) = self.queue.pop_oldest() else {
+                let Some(oldest) = self.pop_oldest() else {
                     return Err(RejectReason::Full);
                 };
                 // Its place goes to the new task directly: given back, another could take it.
@@ -109,6 +120,13 @@ impl Shared {
             }
             result => result,
         }
+    }
+
+    /// The oldest task that has not started, of the queue or of the blocking lane.
+    fn pop_oldest(&self) -> Option<Node> {
+        let quick = self.queue.oldest(|node| node.header().queued_at);
+        let blocking = self.blocking.pop_older(quick);
+        blocking.or_else(|| self.queue.pop_oldest())
     }
 
     pub(crate) fn try_admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
@@ -129,8 +147,14 @@ impl Shared {
         observe::rejected(self, node, reason);
     }
 
-    pub(crate) fn complaint_is_due(&self) -> bool {
-        self.complaint.is_due(self.clock.now())
+    /// The same for a task that nobody gets back: its drop must not panic in the handler's face.
+    pub(crate) fn reject_for_good(&self, node: Node, reason: RejectReason) {
+        self.reject(&node, reason);
+        observe::panic_in_drop(node.drop_quietly());
+    }
+
+    pub(crate) fn complaint_is_due(&self, reason: RejectReason) -> bool {
+        self.complaints.of(reason).is_due(self.clock.now())
     }
 
     pub(crate) fn rejections(&self) -> u64 {
@@ -141,11 +165,13 @@ impl Shared {
     /// For the operator who asks what takes up all the room.
     pub(crate) fn what_fills_it(&self) -> String {
         let mut queued = Vec::new();
-        self.queue.inspect(|_| (), |node| queued.push(node.name()));
+        self.queue.for_each(|node| queued.push(node.name()));
         self.blocking.for_each(|node| queued.push(node.name()));
         let mut waiting = Vec::new();
         self.waiting.for_each(|node| waiting.push(node.name()));
         let running: Vec<_> = self.slots.running().into_iter().map(|r| r.name).collect();
+        let taken = self.admission.taken();
+        let elsewhere = taken.saturating_sub(queued.len() + waiting.len() + running.len());
         let mut said = Vec::new();
         for (state, names) in [
             ("queued", queued),
@@ -159,6 +185,11 @@ impl Shared {
                     observe::commonest(names.into_iter())
                 ));
             }
+        }
+        if elsewhere > 0 {
+            said.push(format!(
+                "{elsewhere} reserved or held by responses under way"
+            ));
         }
         said.join("; ")
     }
@@ -178,6 +209,10 @@ impl Shared {
         mut tasks: Fifo<Node>,
         origin: Option<&Arc<dyn Origin>>,
     ) {
+        if self.drain.is_abandoned() {
+            // Not by way of the queue: a worker on another thread would take them from there.
+            return self.cancel_all(tasks, UnfinishedState::NeverStarted);
+        }
         let now = self.clock.now();
         let mut quick = Fifo::new();
         while let Some(mut node) = tasks.pop() {
@@ -190,7 +225,14 @@ impl Shared {
             let Some(node) = self.held.keep(node) else {
                 continue;
             };
-            self.sort(node, &mut quick);
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => {
+                    // Its thread has no runtime; a retry will need one for its timer.
+                    self.see_runtime();
+                    self.blocking.push(self, node);
+                }
+            }
         }
         if !quick.is_empty() {
             self.wake(self.queue.push(quick));
@@ -201,23 +243,21 @@ impl Shared {
 
     /// Hands tasks over whose retry is due.
     pub(super) fn enqueue_due(self: &Arc<Self>, mut tasks: Fifo<Node>) {
+        if self.drain.is_abandoned() {
+            return self.cancel_all(tasks, UnfinishedState::Waiting);
+        }
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
-            self.sort(node, &mut quick);
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => self.blocking.push_due(self, node),
+            }
         }
         if !quick.is_empty() {
             self.wake(self.queue.push_due(quick));
         }
         observe::changed(self);
         self.cancel_if_abandoned();
-    }
-
-    /// Blocking tasks have a lane of their own.
-    fn sort(self: &Arc<Self>, node: Node, quick: &mut Fifo<Node>) {
-        match node.body().kind() {
-            Kind::Async | Kind::AsyncWithContext => quick.push(node),
-            Kind::Blocking => self.blocking.push(self, node),
-        }
     }
 
     /// After a push: a drain that gave up before it saw a queue without these, one that gives up
@@ -237,35 +277,6 @@ impl Shared {
         }
     }
 
-    /// Starts a task of the executor's own. Without a runtime there is nothing to run it.
-    pub(crate) fn spawn(
-        &self,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<tokio::task::AbortHandle> {
-        let handle = self.runtime()?;
-        Some(handle.spawn(future).abort_handle())
-    }
-
-    fn runtime(&self) -> Option<Handle> {
-        if let Some(runtime) = &self.config.runtime {
-            return Some(runtime.clone());
-        }
-        match Handle::try_current() {
-            Ok(current) => {
-                *self.last_runtime.lock() = Some(current.clone());
-                Some(current)
-            }
-            Err(_) => self.last_runtime.lock().clone(),
-        }
-    }
-
-    /// Remembers the caller's runtime, for a release that happens outside of one.
-    pub(crate) fn remember_runtime(&self) {
-        if self.config.runtime.is_none() && self.last_runtime.lock().is_none() {
-            *self.last_runtime.lock() = Handle::try_current().ok();
-        }
-    }
-
     /// A task reached its end: its place is free.
     pub(super) fn give_back(&self) {
         observe::changed(self);
@@ -275,18 +286,42 @@ impl Shared {
         observe::place_freed(self);
     }
 
-    pub(crate) fn request_opened(&self) {
-        self.open_requests.fetch_add(1, Ordering::SeqCst);
-    }
-
-    pub(crate) fn request_closed(&self) {
-        if self.open_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
+    /// Whoever waited for a place does so no more.
+    pub(super) fn leave_line(&self, ticket: u64) {
+        if self.admission.cancel(ticket) {
             self.tell_if_quiet();
         }
     }
 
-    pub(super) fn open_requests(&self) -> usize {
-        self.open_requests.load(Ordering::SeqCst)
+    pub(crate) fn request_opened(&self) {
+        self.handlers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The handler has answered (or there will be no answer). `open`: tasks may still be registered
+    /// until [`response_closed`](Self::response_closed).
+    pub(crate) fn request_answered(&self, open: bool) {
+        if open {
+            // Before the other, so that a drain never sees neither.
+            self.responses.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.handlers.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tell_if_quiet();
+        }
+    }
+
+    pub(crate) fn response_closed(&self) {
+        if self.responses.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tell_if_quiet();
+        }
+    }
+
+    /// Requests that may still register a task: those whose handler has not answered, and those whose
+    /// response is under way.
+    pub(super) fn open_requests(&self) -> (usize, usize) {
+        (
+            self.handlers.load(Ordering::SeqCst),
+            self.responses.load(Ordering::SeqCst),
+        )
     }
 
     /// The one who waits counts itself and then looks, the one who tells changes and then looks for
@@ -304,14 +339,16 @@ impl Shared {
     }
 
     /// Releases what requests still hold.
-    pub(crate) fn release_sources(&self) {
+    pub(crate) fn release_sources(&self, handlers: bool) {
         let sources: Vec<_> = self
             .sources
             .lock()
             .iter()
             .filter_map(Weak::upgrade)
             .collect();
-        sources.iter().for_each(|source| source.release_now());
+        sources
+            .iter()
+            .for_each(|source| source.release_now(handlers));
     }
 
     /// Removes a queued task; whether there was one.
@@ -337,13 +374,23 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Drop for Shared {
-    /// The last handle is gone. What is still queued has no runtime left that would run it.
+    /// The last handle is gone. What is still queued has no runtime left that would run it. What the
+    /// tasks captured is the user's, and its drop may panic.
     fn drop(&mut self) {
         let taken = self.admission.taken();
         if taken > 0 {
             observe::lost_with_executor(taken);
         }
         observe::gone(self);
+        let (ready, due) = self.queue.take_all();
+        let (blocking, blocking_due) = self.blocking.take_all();
+        let waiting = self.waiting.take_all();
+        for mut tasks in [ready, due, blocking, blocking_due, waiting] {
+            while let Some(node) = tasks.pop() {
+                observe::panic_in_drop(node.drop_quietly());
+            }
+        }
+        self.letters.clear();
     }
 }
 

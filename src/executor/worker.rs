@@ -13,9 +13,9 @@ use tokio::time::Sleep;
 use super::Shared;
 use super::attempt;
 use super::queue::{self, Next, Wake};
+use super::report::UnfinishedState;
 use super::running::Slot;
 use crate::clock::{Clock, Tick};
-use crate::observe;
 use crate::sync::Arc;
 use crate::task::Node;
 
@@ -32,31 +32,38 @@ struct Worker {
     slot: Arc<Slot>,
     /// What runs now: here and not in a future of its own, so that the drop below finds it.
     current: Option<Node>,
-    /// It has been polled: the runtime that it was started on is not ending.
-    ran: bool,
+    /// It has been polled: its runtime was there.
+    begun: bool,
     ended: bool,
 }
 
 /// Starts a worker where the executor runs.
 pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
+    let Some(runtime) = shared.usable_runtime() else {
+        // What is queued stays queued until the executor is used where there is one.
+        shared.queue.abandon(&me);
+        return;
+    };
     let slot = shared.slots.add();
     let worker = Worker {
         shared: shared.clone(),
         me,
         slot: slot.clone(),
         current: None,
-        ran: false,
+        begun: false,
         ended: false,
     };
-    match shared.spawn(worker.run()) {
-        Some(abort) => slot.set_abort(abort),
-        None => observe::no_runtime(),
+    slot.set_abort(runtime.spawn(worker.run()).abort_handle());
+    // A drain that gave up before the handle was there could not use it.
+    if shared.drain.is_abandoned() {
+        slot.abort();
     }
+    shared.resume_timer();
 }
 
 impl Worker {
     async fn run(mut self) {
-        self.ran = true;
+        self.begun = true;
         let mut alarm = Alarm::default();
         let mut in_a_row = 0;
         loop {
@@ -68,16 +75,12 @@ impl Worker {
                     tokio::task::yield_now().await;
                 }
                 Some(Next::Run(node)) => {
+                    self.run_task(node, &mut alarm).await;
                     in_a_row += 1;
-                    if in_a_row > FAIR {
+                    // With nothing in its hands: what a runtime drops here is still queued.
+                    if in_a_row == FAIR {
                         in_a_row = 0;
-                        self.current = Some(node);
                         tokio::task::yield_now().await;
-                        if let Some(node) = self.current.take() {
-                            self.run_task(node, &mut alarm).await;
-                        }
-                    } else {
-                        self.run_task(node, &mut alarm).await;
                     }
                 }
             }
@@ -85,6 +88,16 @@ impl Worker {
     }
 
     async fn run_task(&mut self, mut node: Node, alarm: &mut Alarm) {
+        // By the drain's second invariant: taken before the queue was emptied, started after it.
+        if self.shared.drain.is_abandoned() {
+            let state = UnfinishedState::unstarted(&node);
+            self.shared.cancel(node, state);
+            return;
+        }
+        if self.shared.is_too_late(&node) {
+            self.shared.give_up(node);
+            return;
+        }
         if let Some(outcome) = attempt::admit(&mut node) {
             self.shared.settle(node, outcome, None, &self.slot);
             return;
@@ -126,10 +139,12 @@ impl Drop for Worker {
             return;
         }
         match self.shared.queue.leave(&self.me) {
-            // The runtime is ending; a new worker would end at once and come here again. What is
-            // queued stays queued until a task is pushed where there is a runtime.
-            Wake::Start(worker) if !self.ran || !std::thread::panicking() => {
+            // The runtime is ending, or there is none; a new worker would end at once and come here
+            // again. What is queued stays queued until the executor is used where there is a runtime.
+            // A panic of our own is no such end, unless somebody else's unwinding brought us here.
+            Wake::Start(worker) if !self.begun || !std::thread::panicking() => {
                 self.shared.queue.abandon(&worker);
+                self.shared.tell_if_stranded();
             }
             wake => self.shared.wake(wake),
         }

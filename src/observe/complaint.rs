@@ -29,13 +29,31 @@ impl Complaint {
     }
 }
 
+/// One for each reason: a request at its limit does not hide that the executor is full.
+#[derive(Debug, Default)]
+pub(crate) struct Complaints {
+    full: Complaint,
+    request_limit: Complaint,
+    closed: Complaint,
+}
+
+impl Complaints {
+    pub(crate) fn of(&self, reason: RejectReason) -> &Complaint {
+        match reason {
+            RejectReason::Full => &self.full,
+            RejectReason::RequestLimit => &self.request_limit,
+            RejectReason::Closed => &self.closed,
+        }
+    }
+}
+
 /// A task was not accepted. What fills the executor is looked up only when it is said.
 pub(crate) fn rejected(shared: &Shared, node: &Node, reason: RejectReason) {
     note(shared, Happening::Rejected(node, reason));
     if !enabled(Level::WARN) {
         return;
     }
-    if !shared.complaint_is_due() {
+    if !shared.complaint_is_due(reason) {
         debug!( target: TARGET, { task.name = node.name().as_str(),
             reason = reason.as_str() }, "task rejected");
         return;

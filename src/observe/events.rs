@@ -8,7 +8,7 @@ use tracing::{Level, debug, error, info, warn};
 pub(crate) use super::complaint::rejected;
 use super::happening::{Happening, note};
 use super::span::current_span;
-use crate::executor::{DeadLetter, DrainReport, Running, Shared, UnfinishedState};
+use crate::executor::{DeadLetter, DrainReport, Missing, Running, Shared, UnfinishedState};
 use crate::response::End;
 use crate::retry::DiscardReason;
 use crate::task::Node;
@@ -199,11 +199,29 @@ pub(crate) fn panic_in_hook(text: &str) {
     warn!(target: TARGET, panic = text, "the dead-letter hook panicked");
 }
 
-pub(crate) fn no_runtime() {
-    error!(
+pub(crate) fn no_runtime(missing: Missing) {
+    match missing {
+        Missing::Runtime => error!(
+            target: TARGET,
+            "tasks wait for a tokio runtime: none is entered here; use the executor from within one, \
+             or give it one with `ExecutorBuilder::runtime`"
+        ),
+        Missing::Timer => error!(
+            target: TARGET,
+            "tasks wait for a tokio runtime with a timer: this one has none; build it with \
+             `enable_time` or `enable_all`"
+        ),
+    }
+}
+
+/// A runtime ended with tasks that are queued or wait for a retry.
+pub(crate) fn stranded(queued: usize, waiting: usize) {
+    warn!(
         target: TARGET,
-        "tasks wait for a tokio runtime: none is entered here; use the executor from within one, or \
-         give it one with `ExecutorBuilder::runtime`"
+        queued,
+        waiting,
+        "the runtime ended with unfinished tasks: they stay until the executor is used from within \
+         another one; drain it before the end"
     );
 }
 

@@ -13,7 +13,7 @@ mod happening;
 mod metrics;
 mod span;
 
-pub(crate) use complaint::{Complaint, commonest};
+pub(crate) use complaint::{Complaint, Complaints, commonest};
 pub(crate) use events::*;
 #[cfg(feature = "test-util")]
 pub(crate) use happening::Happening;

@@ -6,7 +6,8 @@ use std::task::{Context, Poll, ready};
 
 use pin_project::pin_project;
 
-use super::{Attempt, TaskContext, TaskError, name};
+use super::{Attempt, TaskContext, name};
+use crate::error::TaskError;
 
 /// What a task's future may return: `()`, or `Result<(), E>` with an error that becomes a
 /// [`TaskError`] (any `std::error::Error`, a text, or a `TaskError` itself).

@@ -232,7 +232,6 @@ impl Client {
             if let Some(end) = self.end {
                 collector.release_as(Ending {
                     end,
-                    grpc_status: None,
                     bytes: taken.len() as u64,
                     body_error: error.map(Into::into),
                 });
