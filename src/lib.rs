@@ -159,6 +159,9 @@ pub mod hyper;
 #[cfg(feature = "tonic")]
 pub mod tonic;
 
+#[cfg(feature = "test-util")]
+pub mod test_util;
+
 mod clock;
 mod sync;
 

@@ -22,7 +22,7 @@ use crate::executor::{Cancel, Executor, Place, RejectReason, Shared, TaskHandle,
 use crate::observe;
 use crate::response::{End, ResponseInfo};
 use crate::sync::{Arc, AtomicBool, OnceLock, Ordering};
-use crate::task::{Fifo, Node, Origin, TaskId};
+use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 
 pub(crate) struct Collector {
     scope: Arc<Scope>,
@@ -33,13 +33,16 @@ pub(crate) struct Collector {
     /// The handler has answered, and the response counts as open.
     answered: AtomicBool,
     progress: Progress,
+    /// How many tasks the request may register, where that is not the scope's.
+    #[cfg(feature = "test-util")]
+    limit: OnceLock<usize>,
 }
 
 /// Kept under the gate's lock.
 #[derive(Debug, Default)]
 struct Beside {
     first_at: Tick,
-    follows: Option<tracing::span::Id>,
+    follows: Option<Follows>,
     place_in_sweep: Option<usize>,
     head: Option<(Head, Tick)>,
     /// From the trailers. Not a part of the ending: a release by force comes before that, and must
@@ -104,6 +107,8 @@ impl Collector {
             joined: AtomicBool::new(false),
             answered: AtomicBool::new(false),
             progress: Progress::new(),
+            #[cfg(feature = "test-util")]
+            limit: OnceLock::new(),
         })
     }
 
@@ -135,6 +140,8 @@ impl Collector {
 
     /// An inner layer with an executor of its own: its drain waits for this request, too.
     pub(crate) fn join(&self, executor: &Executor) {
+        #[cfg(feature = "test-util")]
+        self.listen(executor);
         if Arc::ptr_eq(executor.shared(), self.scope.executor.shared()) {
             return;
         }
@@ -159,14 +166,22 @@ impl Collector {
         let id = node.identify();
         observe::registered(&node);
         let here = Arc::ptr_eq(shared, self.scope.executor.shared());
+        #[cfg(not(feature = "test-util"))]
         let limit = self.scope.max_tasks;
+        #[cfg(feature = "test-util")]
+        let limit = self.limit.get().copied().unwrap_or(self.scope.max_tasks);
+        #[cfg(feature = "test-util")]
+        self.listen(executor);
         let mut start_sweep = false;
+        let mut follows = observe::current_span();
         let pushed = self.gate.push(
             (node, place),
             limit,
             |(mut node, place), tasks, beside, before| {
                 if before == 0 {
-                    start_sweep = self.first_registration(beside);
+                    start_sweep = self.first_registration(beside, follows.take());
+                } else if !beside.is_followed(&follows) {
+                    node.settings_mut().follows = follows.take();
                 }
                 shared.accept(&mut node, place);
                 if here {
@@ -181,7 +196,11 @@ impl Collector {
         }
         match pushed {
             Ok(()) => Ok(TaskHandle::accepted(id, self.clone())),
-            Err(((node, place), Refused::Open)) => {
+            Err(((mut node, place), Refused::Open)) => {
+                // The response is out: the caller's span is not that of the request.
+                if follows.is_some() {
+                    node.settings_mut().follows = follows;
+                }
                 self.submit(shared, node, place);
                 Ok(TaskHandle::accepted(id, shared.clone()))
             }
@@ -190,11 +209,11 @@ impl Collector {
     }
 
     /// Whether the sweep has to be started.
-    fn first_registration(self: &Arc<Self>, beside: &mut Beside) -> bool {
+    fn first_registration(self: &Arc<Self>, beside: &mut Beside, follows: Option<Follows>) -> bool {
         let shared = self.scope.executor.shared();
         shared.remember_runtime();
         beside.first_at = shared.clock.now();
-        beside.follows = observe::current_span();
+        beside.follows = follows;
         let (place, start) = self.scope.sweep.add(self.clone());
         beside.place_in_sweep = Some(place);
         start
@@ -275,6 +294,26 @@ impl Collector {
         });
     }
 
+    #[cfg(feature = "test-util")]
+    pub(crate) fn limit_to(&self, tasks: usize) {
+        let _ = self.limit.set(tasks);
+    }
+
+    /// The test kit hears of this executor's tasks from now on.
+    #[cfg(feature = "test-util")]
+    fn listen(&self, executor: &Executor) {
+        if let Some(test) = &self.scope.test {
+            test.attach(executor);
+        }
+    }
+
+    /// Releases now, with an end of the test's choice.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn release_as(self: &Arc<Self>, ending: Ending) {
+        self.end(ending);
+        self.release(false, Shared::enqueue);
+    }
+
     fn let_go(self: &Arc<Self>) {
         if self.gate.let_go() {
             self.release(false, Shared::enqueue);
@@ -307,7 +346,7 @@ impl Collector {
         if count == 0 {
             return 0;
         }
-        observe::released(count, end);
+        observe::released(self.scope.executor.shared(), count, end);
         let origin: Arc<dyn Origin> = self.clone();
         let shared = self.scope.executor.shared();
         if !tasks.is_empty() {
@@ -338,6 +377,14 @@ impl Elsewhere {
 }
 
 impl Beside {
+    /// Whether tasks of this span follow the request's first one in any case.
+    fn is_followed(&self, follows: &Option<Follows>) -> bool {
+        let first = self.follows.as_ref().map(|first| &first.id);
+        follows
+            .as_ref()
+            .is_none_or(|follows| Some(&follows.id) == first)
+    }
+
     fn elsewhere(&mut self, executor: &Executor) -> &mut Elsewhere {
         let others = &mut self.elsewhere.get_or_insert_default().0;
         let found = others
@@ -412,7 +459,7 @@ impl Origin for Collector {
         self.response.get()
     }
 
-    fn follows(&self) -> Option<tracing::span::Id> {
+    fn follows(&self) -> Option<Follows> {
         self.gate.with(|_, beside| beside.follows.clone())
     }
 }

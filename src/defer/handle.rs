@@ -216,6 +216,13 @@ impl Defer {
         self.on(executor)
     }
 
+    /// For the application's own layer in a test: the same request, but its own limit.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn inner_alone(&self, scope: &super::Scope) -> Self {
+        self.collector.limit_to(scope.max_tasks);
+        self.inner(&scope.executor)
+    }
+
     pub(super) fn executor(&self) -> &Executor {
         self.executor
             .as_ref()

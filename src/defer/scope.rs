@@ -12,17 +12,21 @@ pub(crate) struct Scope {
     pub(crate) executor: Executor,
     pub(crate) max_tasks: usize,
     pub(crate) sweep: Arc<Sweep>,
+    #[cfg(feature = "test-util")]
+    pub(crate) test: Option<Arc<crate::test_util::TestScope>>,
 }
 
 impl Scope {
-    pub(crate) fn new(executor: Executor, max_tasks: usize, max_hold: Duration) -> Arc<Self> {
+    pub(crate) fn new(executor: Executor, max_tasks: usize, max_hold: Duration) -> Self {
         let sweep = Arc::new(Sweep::new(max_hold));
         let source: Weak<Sweep> = Arc::downgrade(&sweep);
         executor.shared().attach(source as Weak<dyn Source>);
-        Arc::new(Self {
+        Self {
             executor,
             max_tasks,
             sweep,
-        })
+            #[cfg(feature = "test-util")]
+            test: None,
+        }
     }
 }

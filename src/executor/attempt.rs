@@ -99,6 +99,7 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
         stuck: None,
         abandoned: false,
     });
+    observe::changed(shared);
     shared.watch.wake(shared);
     Begun {
         context,

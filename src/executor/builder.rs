@@ -1,5 +1,6 @@
 //! What an executor is allowed, with the reason for each default.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use super::dead_letters::{DeadLetter, Hook};
 use super::{Executor, Shared};
 use crate::retry::{Retry, RetryBudget};
 use crate::sync::Arc;
+use crate::task::Name;
 
 /// What happens to a new task when there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -26,6 +28,7 @@ pub enum Overflow {
 ///
 /// | setting | default | reason |
 /// | --- | --- | --- |
+/// | [`name`](Self::name) | `default` | |
 /// | [`concurrency`](Self::concurrency) | 64 | most side effects wait for a network; a pool or a peer seldom likes more from one process |
 /// | [`capacity`](Self::capacity) | 16,384 | at 64 bytes and a kilobyte of captures each, 17 MiB |
 /// | [`overflow`](Self::overflow) | reject the new one | what was accepted is a promise |
@@ -56,6 +59,7 @@ pub struct ExecutorBuilder {
 }
 
 pub(crate) struct Config {
+    pub(crate) name: Name,
     pub(crate) concurrency: usize,
     pub(crate) capacity: usize,
     pub(crate) overflow: Overflow,
@@ -73,6 +77,7 @@ impl Default for ExecutorBuilder {
     fn default() -> Self {
         Self {
             config: Config {
+                name: Name::Static("default"),
                 concurrency: 64,
                 capacity: 16_384,
                 overflow: Overflow::Reject,
@@ -90,6 +95,12 @@ impl Default for ExecutorBuilder {
 }
 
 impl ExecutorBuilder {
+    /// What it is called in logs and metrics; worth giving where there is more than one.
+    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.config.name = name.into().into();
+        self
+    }
+
     /// Attempts of async tasks that run at once; at least 1. Waiting for a retry holds no slot. Default: 64.
     ///
     /// It bounds what *waits*. Tasks that keep a CPU busy hold the server's own threads, and no bound
@@ -197,6 +208,7 @@ impl ExecutorBuilder {
 impl fmt::Debug for ExecutorBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ExecutorBuilder")
+            .field("name", &self.config.name.as_str())
             .field("concurrency", &self.config.concurrency)
             .field("capacity", &self.config.capacity)
             .field("overflow", &self.config.overflow)

@@ -14,7 +14,7 @@ use crate::observe;
 use crate::response::ResponseInfo;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, Mutex};
-use crate::task::{AttemptRecord, Node, Origin, TaskId};
+use crate::task::{AttemptRecord, Follows, Node, Origin, TaskId};
 
 pub(super) type Hook = Box<dyn Fn(&DeadLetter) + Send + Sync>;
 
@@ -121,7 +121,7 @@ impl Letters {
 /// the dead letter.
 struct Bygone {
     response: ResponseInfo,
-    follows: Option<tracing::span::Id>,
+    follows: Option<Follows>,
 }
 
 impl Origin for Bygone {
@@ -129,7 +129,7 @@ impl Origin for Bygone {
         Some(&self.response)
     }
 
-    fn follows(&self) -> Option<tracing::span::Id> {
+    fn follows(&self) -> Option<Follows> {
         self.follows.clone()
     }
 }
@@ -177,7 +177,7 @@ impl Shared {
         };
         if let Some(lost) = self.letters.push(Kept { letter, node }) {
             self.counters.dead_letters_lost.add(1);
-            observe::dead_letter_lost(&lost.letter);
+            observe::dead_letter_lost(self, &lost.letter);
             drop_kept(lost);
         }
     }
@@ -365,7 +365,7 @@ impl DeadLetters {
         settings.last_chance = false;
         self.shared.accept(&mut node, place);
         self.shared.counters.replayed.add(1);
-        observe::replayed(&node);
+        observe::replayed(&self.shared, &node);
         self.shared.enqueue_one(node, None);
         Some(())
     }

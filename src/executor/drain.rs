@@ -208,6 +208,8 @@ impl Shared {
 
     /// By invariant 2: called whenever tasks turn up after the deadline.
     pub(super) fn cancel_queued(&self) {
+        #[cfg(feature = "test-util")]
+        self.cancel_all(self.held.take_all(), UnfinishedState::NeverStarted);
         for (ready, due) in [self.queue.take_all(), self.blocking.take_all()] {
             self.cancel_all(ready, UnfinishedState::NeverStarted);
             self.cancel_all(due, UnfinishedState::Waiting);
@@ -226,7 +228,7 @@ impl Shared {
             let Some(running) = abandoned.flatten() else {
                 continue;
             };
-            observe::still_running(&running);
+            observe::still_running(self, &running);
             let state = UnfinishedState::StillRunning;
             let failed = running.attempt - 1;
             self.drain.write(

@@ -20,6 +20,8 @@ mod dedicated;
 mod drain;
 mod groups;
 mod handle;
+#[cfg(feature = "test-util")]
+mod held;
 #[cfg(all(test, defer_loom))]
 mod models;
 mod queue;

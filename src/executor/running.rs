@@ -53,6 +53,14 @@ impl Slots {
         self.0.lock().clone()
     }
 
+    /// How many run, without those that a drain has given up.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn count(&self) -> usize {
+        let slots = self.0.lock();
+        let runs = |slot: &&Arc<Slot>| slot.with(|running| !running.abandoned) == Some(true);
+        slots.iter().filter(runs).count()
+    }
+
     /// A copy of what runs.
     pub(crate) fn running(&self) -> Vec<Running> {
         self.0

@@ -24,7 +24,7 @@ impl Shared {
         self: &Arc<Self>,
         node: Node,
         outcome: Outcome,
-        begun: Option<&Begun>,
+        begun: Option<&mut Begun>,
         slot: &Slot,
     ) {
         if slot.end() {
@@ -36,7 +36,7 @@ impl Shared {
         }
         match (begun, outcome) {
             (Some(begun), outcome) if begun.span.is_seen() => {
-                begun.span.outcome(outcome.as_str());
+                begun.span.outcome(self, &node, outcome.as_str());
                 begun.span.within(|| self.conclude(node, outcome));
             }
             // The rest is out of its way: 47 instructions.
@@ -64,7 +64,7 @@ impl Shared {
 
     #[inline]
     fn completed(&self, node: Node) {
-        observe::completed(&node);
+        observe::completed(self, &node);
         // Dropped before it is counted: what it captured is free when the executor says so.
         observe::panic_in_drop(node.drop_quietly());
         self.counters.completed.add(1);
@@ -72,7 +72,7 @@ impl Shared {
     }
 
     fn skipped(&self, node: Node) {
-        observe::skipped(&node);
+        observe::skipped(self, &node);
         observe::panic_in_drop(node.drop_quietly());
         self.counters.skipped.add(1);
         self.give_back();
@@ -136,7 +136,7 @@ impl Shared {
         match decide(retry, failed) {
             Decision::Retry(delay) => {
                 self.counters.retries.add(1);
-                observe::retrying(&node, attempt, delay, &text);
+                observe::retrying(self, &node, attempt, delay, &text);
                 self.retry_at(node, now.saturating_add(delay));
             }
             Decision::Discard(reason) => {
@@ -148,7 +148,7 @@ impl Shared {
 
     /// Makes a dead letter of a task. The caller decides what becomes of its place.
     pub(super) fn discard(&self, node: Node, reason: DiscardReason, text: Arc<str>) {
-        observe::discarded(&node, reason, &text);
+        observe::discarded(self, &node, reason, &text);
         self.drain.note(
             &node,
             UnfinishedState::Discarded(reason),
@@ -186,7 +186,7 @@ impl Shared {
 
     /// A task that did not come to its end: taken back by its handle, or abandoned.
     pub(crate) fn cancel(&self, node: Node, state: UnfinishedState) {
-        observe::cancelled(&node, state);
+        observe::cancelled(self, &node, state);
         self.drain.note(&node, state, None);
         observe::panic_in_drop(node.drop_quietly());
         self.counters.cancelled.add(1);

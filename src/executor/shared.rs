@@ -45,6 +45,12 @@ pub(crate) struct Shared {
     handlers: AtomicUsize,
     /// Responses under way from which a task may still be registered.
     responses: AtomicUsize,
+    #[cfg(feature = "test-util")]
+    pub(crate) held: super::held::Held,
+    #[cfg(feature = "test-util")]
+    pub(crate) ears: crate::test_util::Ears,
+    #[cfg(feature = "metrics")]
+    pub(crate) gauges: observe::Gauges,
     /// Whoever waits for the executor to be quiet.
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
@@ -83,6 +89,12 @@ impl Shared {
             no_runtime: observe::Complaint::default(),
             handlers: AtomicUsize::new(0),
             responses: AtomicUsize::new(0),
+            #[cfg(feature = "test-util")]
+            held: super::held::Held::default(),
+            #[cfg(feature = "test-util")]
+            ears: crate::test_util::Ears::default(),
+            #[cfg(feature = "metrics")]
+            gauges: observe::Gauges::default(),
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
@@ -113,6 +125,7 @@ impl Shared {
             DiscardReason::Overflow,
             "made room for a newer task".into(),
         );
+        observe::changed(self);
         Ok(Place(Some(self)))
     }
 
@@ -192,6 +205,7 @@ impl Shared {
         place.keep();
         node.identify();
         self.counters.accepted.add(1);
+        observe::accepted(self, node);
     }
 
     /// Hands accepted tasks over, with where they come from and the time, which the caller has read. It
@@ -213,12 +227,15 @@ impl Shared {
             header.queued_at = now;
             header.origin = Some(origin.clone());
         });
+        #[cfg(feature = "test-util")]
+        let mut tasks = self.held.keep_all(tasks);
         if blocking {
             tasks = self.sort(tasks);
         }
         if !tasks.is_empty() {
             self.wake(self.queue.push(tasks));
         }
+        observe::changed(self);
         self.cancel_if_abandoned();
     }
 
@@ -229,10 +246,15 @@ impl Shared {
         if origin.is_some() {
             header.origin = origin;
         }
+        #[cfg(feature = "test-util")]
+        let Some(node) = self.held.keep(node) else {
+            return observe::changed(self);
+        };
         match node.body().kind() {
             Kind::Async | Kind::AsyncWithContext => self.wake(self.queue.push_one(node)),
             Kind::Blocking => self.push_blocking(node),
         }
+        observe::changed(self);
         self.cancel_if_abandoned();
     }
 
@@ -258,6 +280,7 @@ impl Shared {
         if !quick.is_empty() {
             self.wake(self.queue.push_due(quick));
         }
+        observe::changed(self);
         self.cancel_if_abandoned();
     }
 
@@ -301,9 +324,11 @@ impl Shared {
     /// A task reached its end: its place is free.
     #[inline]
     pub(super) fn give_back(&self) {
+        observe::changed(self);
         if self.admission.give_back() {
             self.tell_if_quiet();
         }
+        observe::place_freed(self);
     }
 
     /// Whoever waited for a place does so no more.
@@ -373,6 +398,10 @@ impl Shared {
 
     /// Removes a queued task; whether there was one.
     pub(super) fn take_queued(&self, mut is_it: impl FnMut(&Node) -> bool) -> Option<Node> {
+        #[cfg(feature = "test-util")]
+        if let Some(held) = self.held.remove(&mut is_it) {
+            return Some(held);
+        }
         self.queue
             .remove(&mut is_it)
             .or_else(|| self.blocking.remove(is_it))
@@ -397,6 +426,7 @@ impl Drop for Shared {
         if taken > 0 {
             observe::lost_with_executor(taken);
         }
+        observe::gone(self);
         let (ready, due) = self.queue.take_all();
         let (blocking, blocking_due) = self.blocking.take_all();
         let waiting = self.waiting.take_all();

@@ -76,6 +76,13 @@ pub struct RunningTask {
 }
 
 impl Shared {
+    /// How many tasks are queued, running and waiting for their next attempt.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn occupancy(&self) -> (usize, usize, usize) {
+        let queued = self.queue.len() + self.blocking.len();
+        (queued, self.slots.count(), self.waiting.len())
+    }
+
     pub(super) fn snapshot(self: &Arc<Self>) -> Snapshot {
         let c = &self.counters;
         let now = self.clock.now();

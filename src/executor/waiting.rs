@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::Shared;
 use crate::clock::Tick;
+use crate::observe;
 use crate::retry::{RetryBudget, TokenBucket};
 use crate::sync::{Arc, Mutex};
 use crate::task::{Fifo, Node};
@@ -210,7 +211,8 @@ enum Timer {
 
 impl Shared {
     /// Puts a task aside until its next attempt; a drain gives it that attempt at once, as its last.
-    pub(super) fn retry_at(self: &Arc<Self>, node: Node, due: Tick) {
+    pub(super) fn retry_at(self: &Arc<Self>, mut node: Node, due: Tick) {
+        node.settings_mut().due_at = due;
         match self.waiting.add(node, due) {
             Timer::Leave => {}
             Timer::Tell => self.waiting.earlier.notify_one(),
@@ -220,14 +222,18 @@ impl Shared {
         if self.drain.has_begun() {
             self.hurry();
         }
+        observe::changed(self);
     }
 
     /// Gives everything that waits its next attempt now, as its last.
     pub(super) fn hurry(self: &Arc<Self>) {
+        let now = self.clock.now();
         let mut waiting = self.waiting.take_all();
         let mut hurried = Fifo::new();
         while let Some(mut node) = waiting.pop() {
-            node.settings_mut().last_chance = true;
+            let settings = node.settings_mut();
+            settings.last_chance = true;
+            settings.due_at = now;
             hurried.push(node);
         }
         self.enqueue_due(hurried);

@@ -104,7 +104,7 @@ fn look(shared: &Shared, seen: &mut HashMap<(TaskId, u32), Instant>, now: Instan
             }
             if first && !attempt.abandoned {
                 shared.counters.stuck.add(1);
-                observe::stuck(attempt, ran);
+                observe::stuck(shared, attempt, ran);
             }
         });
     }

@@ -123,13 +123,13 @@ impl Worker {
     fn attempted(
         &mut self,
         node: Node,
-        begun: Begun,
+        mut begun: Begun,
         polled: Poll<Outcome>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         match polled {
             Poll::Ready(outcome) => {
-                self.shared.settle(node, outcome, Some(&begun), &self.slot);
+                self.shared.settle(node, outcome, Some(&mut begun), &self.slot);
                 Poll::Ready(())
             }
             Poll::Pending => self.wait(node, begun, cx),
@@ -147,7 +147,7 @@ impl Worker {
             return Poll::Pending;
         }
         let outcome = attempt::time_out(&mut node, &begun);
-        self.shared.settle(node, outcome, Some(&begun), &self.slot);
+        self.shared.settle(node, outcome, Some(&mut begun), &self.slot);
         Poll::Ready(())
     }
 

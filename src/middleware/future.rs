@@ -11,6 +11,8 @@ use pin_project::pin_project;
 
 use super::DeferBody;
 use super::body::Watch;
+#[cfg(feature = "test-util")]
+use super::inline;
 use crate::defer::{Collector, Ending, Head, Hold};
 use crate::response::{BodySeen, End};
 use crate::sync::Arc;
@@ -26,12 +28,15 @@ use crate::sync::Arc;
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub struct DeferFuture<F> {
+pub struct DeferFuture<F: Future> {
     /// None once it has answered: it is dropped before anything is released.
     #[pin]
     inner: Option<F>,
     /// None in an inner layer. After `inner`, so that it is dropped after it.
     unanswered: Option<Unanswered>,
+    /// The test kit's inline mode: the tasks end before the answer is given.
+    #[cfg(feature = "test-util")]
+    inline: Option<inline::Inline<F::Output>>,
 }
 
 /// A request without an answer. Dropped as it is, it says why there will be none.
@@ -52,11 +57,13 @@ struct Asked {
     http1: bool,
 }
 
-impl<F> DeferFuture<F> {
+impl<F: Future> DeferFuture<F> {
     pub(super) fn new(inner: F, unanswered: Unanswered) -> Self {
         Self {
             inner: Some(inner),
             unanswered: Some(unanswered),
+            #[cfg(feature = "test-util")]
+            inline: None,
         }
     }
 
@@ -64,6 +71,8 @@ impl<F> DeferFuture<F> {
         Self {
             inner: Some(inner),
             unanswered: None,
+            #[cfg(feature = "test-util")]
+            inline: None,
         }
     }
 }
@@ -78,6 +87,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        #[cfg(feature = "test-util")]
+        if let Some(inline) = this.inline {
+            return inline
+                .poll(cx)
+                .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
+        }
         let Some(inner) = this.inner.as_mut().as_pin_mut() else {
             panic!("`DeferFuture` polled after it was ready");
         };
@@ -91,6 +106,16 @@ where
         let result = ready!(polled);
         this.inner.set(None);
         let unanswered = this.unanswered.take();
+        #[cfg(feature = "test-util")]
+        if let Some(tasks) = unanswered.as_ref().and_then(Unanswered::inline) {
+            if let Some(unanswered) = unanswered {
+                unanswered.end_now(&result);
+            }
+            let inline = this.inline.insert(inline::Inline::new(result, tasks));
+            return inline
+                .poll(cx)
+                .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
+        }
         Poll::Ready(match result {
             Ok(response) => {
                 let watch = unanswered.and_then(|unanswered| unanswered.answer(&response));
@@ -150,6 +175,31 @@ impl Unanswered {
             ..BodySeen::default()
         };
         Some(Watch::new(hold, seen))
+    }
+
+    /// What the test kit's inline mode waits for.
+    #[cfg(feature = "test-util")]
+    fn inline(&self) -> Option<inline::Tasks> {
+        let test = self.hold.as_ref()?.collector().scope().test.as_ref()?;
+        test.inline()
+    }
+
+    /// Ends the response as if its body had been sent, and so releases its tasks.
+    #[cfg(feature = "test-util")]
+    fn end_now<B: Body, E>(mut self, result: &Result<Response<B>, E>) {
+        let Some(hold) = self.hold.take() else { return };
+        let Ok(response) = result else {
+            return finish(&hold, End::Failed);
+        };
+        hold.collector().head(|| Head {
+            status: response.status(),
+            grpc_status: grpc_status(response.headers()),
+        });
+        hold.collector().end(Ending {
+            bytes: response.body().size_hint().exact().unwrap_or_default(),
+            ..Ending::without_response(End::Complete)
+        });
+        hold.collector().close();
     }
 
     fn finish(mut self, end: End) {

@@ -22,6 +22,42 @@ use crate::sync::Arc;
 ///
 /// Cheap to clone; clones share the executor. Keep one for the shutdown.
 ///
+/// # The order of layers
+///
+/// Tasks start when whoever is *outside* this layer has let go of the last chunk of the body. That should
+/// be the server, which lets go of a chunk when it is written:
+///
+/// ```text
+///           ┌─ server ──────────────────────────────────────────────┐
+///           │  ┌─ DeferLayer ────────────────────────────────────┐  │
+///   request │  │  ┌─ CompressionLayer, TraceLayer, … ─────────┐  │  │
+///  ─────────┼──┼──┼──►  handler                               │  │  │
+///           │  │  └───────────┬───────────────────────────────┘  │  │
+///           │  └──────────────┼──────────────────────────────────┘  │
+///  ◄────────┼─────────────────┘ written: the tasks start            │
+///  response └───────────────────────────────────────────────────────┘
+/// ```
+///
+/// A layer outside it that makes new chunks from ours (compression, a body that is collected or
+/// buffered, encryption) lets go of ours as soon as it has read them. The tasks start **early**, while
+/// the client still waits:
+///
+/// ```text
+///           ┌─ server ──────────────────────────────────────────────┐
+///           │  ┌─ CompressionLayer ──────────────────────────────┐  │
+///   request │  │  ┌─ DeferLayer ──────────────────────────────┐  │  │
+///  ─────────┼──┼──┼──►  handler                               │  │  │
+///           │  │  └───────────┬───────────────────────────────┘  │  │
+///           │  │     read, compressed, dropped: the tasks start  │  │
+///           │  └──────────────┬──────────────────────────────────┘  │
+///  ◄────────┼─────────────────┘ written: too late                   │
+///  response └───────────────────────────────────────────────────────┘
+/// ```
+///
+/// With axum the line that is added last is outermost; with `tower::ServiceBuilder` it is the first.
+/// Layers that pass the chunks on as they are (tracing, timeouts, request ids, header changes) may stand
+/// on either side.
+///
 /// | setting | default | reason |
 /// | --- | --- | --- |
 /// | [`executor`](Self::executor) | one of its own, with the defaults of [`ExecutorBuilder`](crate::ExecutorBuilder) | |
@@ -73,7 +109,7 @@ impl DeferLayer {
             max_tasks: tasks.max(1),
             ..self.settings
         };
-        Self::with(self.scope.executor.clone(), settings)
+        self.set(settings)
     }
 
     /// How long a response may make no progress (no frame asked for, no chunk taken) before its tasks
@@ -84,7 +120,7 @@ impl DeferLayer {
             max_hold: time,
             ..self.settings
         };
-        Self::with(self.scope.executor.clone(), settings)
+        self.set(settings)
     }
 
     /// The executor: for its snapshot, its dead letters, and tasks without a request.
@@ -103,10 +139,39 @@ impl DeferLayer {
     }
 
     fn with(executor: Executor, settings: Settings) -> Self {
-        Self {
-            scope: Scope::new(executor, settings.max_tasks, settings.max_hold),
-            settings,
-        }
+        let scope = Scope::new(executor, settings.max_tasks, settings.max_hold);
+        let scope = Arc::new(scope);
+        Self { scope, settings }
+    }
+
+    /// As this one, with other settings.
+    fn set(self, settings: Settings) -> Self {
+        #[cfg(feature = "test-util")]
+        let test = self.scope.test.clone();
+        let layer = Self::with(self.scope.executor.clone(), settings);
+        #[cfg(feature = "test-util")]
+        let layer = layer.tested(test);
+        layer
+    }
+
+    #[cfg(feature = "test-util")]
+    fn tested(self, test: Option<Arc<crate::test_util::TestScope>>) -> Self {
+        let (executor, settings) = (self.scope.executor.clone(), self.settings);
+        let mut scope = Scope::new(executor, settings.max_tasks, settings.max_hold);
+        scope.test = test;
+        let scope = Arc::new(scope);
+        Self { scope, settings }
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(crate) fn for_tests(executor: Executor, test: crate::test_util::TestScope) -> Self {
+        let layer = Self::new().executor(executor);
+        layer.tested(Some(Arc::new(test)))
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(crate) fn test_scope(&self) -> Option<&crate::test_util::TestScope> {
+        self.scope.test.as_deref()
     }
 }
 

@@ -5,6 +5,8 @@
 
 mod body;
 mod future;
+#[cfg(feature = "test-util")]
+mod inline;
 mod layer;
 mod service;
 

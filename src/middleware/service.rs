@@ -41,6 +41,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
+        #[cfg(feature = "test-util")]
+        if let Some(probe) = request.extensions_mut().remove::<crate::test_util::Probe>() {
+            let inner = probe.0.inner_alone(&self.scope);
+            request.extensions_mut().insert(inner);
+            return DeferFuture::inner(self.inner.call(request));
+        }
         if let Some(outer) = request.extensions().get::<Defer>() {
             // An inner layer: one collector per request, so that nothing fires before the outer body
             // is out.
@@ -51,6 +57,20 @@ where
         let collector = Collector::open(self.scope.clone());
         // From here on, so that a panic in the inner `call` is seen as one.
         let mut unanswered = Unanswered::new(collector.clone(), &request);
+        #[cfg(feature = "test-util")]
+        if let Some(test) = self
+            .scope
+            .test
+            .as_ref()
+            .filter(|test| test.probes(&collector))
+        {
+            test.attach(&self.scope.executor);
+            let probe = crate::test_util::Probe(Defer::new(collector));
+            request.extensions_mut().insert(probe);
+            let future = self.inner.call(request);
+            unanswered.left();
+            return DeferFuture::new(future, unanswered);
+        }
         request.extensions_mut().insert(Defer::new(collector));
         let future = self.inner.call(request);
         unanswered.left();

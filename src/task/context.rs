@@ -13,9 +13,17 @@ pub(crate) trait Origin: Send + Sync {
     /// Known from the release on.
     fn response(&self) -> Option<&ResponseInfo>;
 
-    /// The span in which the task was registered. Only its id: a clone of the span would keep it
-    /// open, and the request's time would grow by the task's.
-    fn follows(&self) -> Option<tracing::span::Id>;
+    /// The span in which the request's first task was registered.
+    fn follows(&self) -> Option<Follows>;
+}
+
+/// The span in which a task was registered. Only what outlives it: a clone of the span would keep it
+/// open, and the request's time would grow by the task's.
+#[derive(Clone, Debug)]
+pub(crate) struct Follows {
+    pub(crate) id: tracing::span::Id,
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) context: Option<Box<opentelemetry::trace::SpanContext>>,
 }
 
 /// One attempt, as the executor describes it to a body that asks for it.

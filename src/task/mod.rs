@@ -16,7 +16,7 @@ pub use body::TaskOutput;
 pub(crate) use body::{Body, Kind};
 pub use condition::When;
 pub use context::TaskContext;
-pub(crate) use context::{Attempt, Origin};
+pub(crate) use context::{Attempt, Follows, Origin};
 pub use id::TaskId;
 pub(crate) use list::{Fifo, Link};
 pub(crate) use name::Name;

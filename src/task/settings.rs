@@ -7,7 +7,8 @@ use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
 use super::body::{Blocking, Once, Plain, Repeat, WithContext, WithState};
-use super::{Name, Node, TaskContext, TaskOutput, When};
+use super::{Follows, Name, Node, TaskContext, TaskOutput, When};
+use crate::clock::Tick;
 use crate::retry::Retry;
 use crate::sync::Arc;
 
@@ -47,8 +48,10 @@ pub(crate) struct Settings {
     pub(crate) retry: Option<Retry>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) when: Option<When>,
-    /// The span of a task that was submitted without a request.
-    pub(crate) follows: Option<tracing::span::Id>,
+    /// The span in which it was registered, where that is not the one of its request.
+    pub(crate) follows: Option<Follows>,
+    /// When its next attempt was due.
+    pub(crate) due_at: Tick,
     /// Failed attempts since it was accepted, or replayed.
     pub(crate) attempts: u32,
     /// A drain gave it its last attempt.
