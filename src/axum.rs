@@ -1,6 +1,29 @@
 //! axum: [`Defer`] as an extractor.
 //!
-//! `Option<Defer>` is one as well: `None` where the layer is missing.
+//! `Option<Defer>` is one as well: `None` where the layer is missing. The rejections of this crate are
+//! responses, so that `?` answers with them.
+//!
+//! ```
+//! use axum::{Router, routing::post};
+//! use tower_defer::{Defer, DeferLayer, Rejected};
+//!
+//! async fn export(defer: Defer) -> Result<&'static str, Rejected> {
+//!     defer.try_run(|| async { println!("the response is out") })?; // no room: 503
+//!     Ok("it is being made\n")
+//! }
+//!
+//! async fn perhaps(defer: Option<Defer>) {
+//!     if let Some(defer) = defer {
+//!         defer.run(|| async { println!("the layer is there") });
+//!     }
+//! }
+//!
+//! let app: Router = Router::new()
+//!     .route("/export", post(export))
+//!     .route("/perhaps", post(perhaps))
+//!     .layer(DeferLayer::new()); // last: outermost
+//! # let _ = app;
+//! ```
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};

@@ -15,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tower_service::Service;
 
-use crate::task::BoxError;
+use crate::error::BoxError;
 
 /// Serves HTTP/1.1 and HTTP/2 (with prior knowledge) on `listener` until `stop`, then stops accepting
 /// and returns when the open connections have finished their responses. Made for

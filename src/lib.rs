@@ -1,15 +1,156 @@
 //! Side effects that run after the response is really sent.
+//!
+//! A handler registers work with [`Defer`] and answers. When the server has let go of the response's
+//! last byte, the work runs on an [`Executor`]: bounded, retried, and accounted for. The layer,
+//! [`DeferLayer`], fits axum, tonic, plain hyper, and any tower service over `http` whose response body
+//! yields [`bytes::Bytes`].
+//!
+//! # Quick start
+//!
+//! With the features `axum` and `signal`:
+//!
+#![cfg_attr(all(feature = "axum", feature = "signal"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "axum", feature = "signal")), doc = "```text")]
+//! use axum::{Router, routing::post};
+//! use tower_defer::{Defer, DeferLayer, Shutdown, TaskError};
+//!
+//! async fn sign_up(defer: Defer) -> &'static str {
+//!     let user = 17;                      // create the user: before we answer
+//!     defer.run(move || welcome(user));   // send the mail: after it, and again if it fails
+//!     "welcome\n"
+//! }
+//!
+//! async fn welcome(user: i64) -> Result<(), TaskError> {
+//!     println!("mail to user {user}");
+//!     Ok(())
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let defer = DeferLayer::new();
+//!     let app = Router::new().route("/users", post(sign_up)).layer(defer.clone());
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     let report = Shutdown::new(&defer)
+//!         .serve(tower_defer::signal(), |stop| async move {
+//!             axum::serve(listener, app).with_graceful_shutdown(stop).await
+//!         })
+//!         .await?;
+//!     println!("{report}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # The promise
+//!
+//! | | a task ([`defer.run`](Defer::run)) |
+//! | --- | --- |
+//! | is | a closure, lives in this process |
+//! | starts | when the server has let go of the response's last byte, or a stalled client has held it for [`max_hold`](DeferLayer::max_hold), or a [`Shutdown`] cannot wait for it any longer |
+//! | knows | what became of the response: [`TaskContext::response`] |
+//! | runs | at most `max_attempts` times: [`Retry`] |
+//! | where the handler failed or the client left | as its condition says: [`When`] |
+//! | on overload | the handler is told while it can still act: [`TaskHandle::is_accepted`], [`Defer::try_run`], [`Defer::reserve`] |
+//! | failing for good | is kept, to be looked at and replayed: [`DeadLetters`] |
+//! | on shutdown | drained until a deadline; what is left is named: [`DrainReport`] |
+//! | on a crash | lost |
+//!
+//! Nothing that was accepted ends in silence: a task is completed, skipped, discarded or cancelled, once,
+//! and each of these is counted ([`Snapshot`]) and logged (`tracing`, target `tower_defer`).
+//!
+//! # The words
+//!
+//! - A **task** ([`Task`]) is a unit of deferred work; an **attempt** is one run of it.
+//! - [`Defer`] is the handle in the request's extensions. Behind it the **collector** holds what the
+//!   request registered.
+//! - The **release** is the moment when the response is out and the collected tasks go to the executor.
+//!   [`ResponseInfo`] is what is known by then, [`End`] how the response ended.
+//! - A task is **collected**, then **queued**, then **running**, then **completed**; or **retrying**; or
+//!   **discarded**, which makes it a **dead letter**. It is **skipped** where its condition does not
+//!   hold, **rejected** where there is no room, **cancelled** where its handle takes it back or a drain
+//!   gives it up.
+//!
+//! # From the handle to the report
+//!
+//! | step | types |
+//! | --- | --- |
+//! | put the handle into each request | [`DeferLayer`], [`DeferService`], [`DeferFuture`], [`DeferBody`] |
+//! | register work | [`Defer`], [`RequestExt`], [`Task`], [`IntoTask`], [`TaskContext`], [`TaskHandle`] |
+//! | have it run or not | [`When`], [`ResponseInfo`], [`End`] |
+//! | run it within bounds | [`Executor`], [`ExecutorBuilder`], [`Overflow`], [`Snapshot`] |
+//! | try again, or give up | [`TaskError`], [`Retry`], [`RetryBudget`], [`DeadLetters`] |
+//! | end | [`Shutdown`], [`Executor::drain`], [`DrainReport`] |
+//!
+//! # What it is not
+//!
+//! Not `tokio::spawn`: that starts at once, bounds nothing, retries nothing, and forgets its tasks when
+//! the runtime ends. Not `TaskTracker`, which waits for its tasks at shutdown and does no more. Not
+//! `tower::retry`, which repeats a request while the client waits. Not a job queue: what must survive a
+//! crash belongs into a database or a queue before the answer.
+//!
+//! # Where the layer stands
+//!
+//! Outermost: in axum the last `.layer(…)`, in tonic's `Server` and tower's `ServiceBuilder` the first.
+//! What stands outside it and compresses or collects bodies makes the release come early.
+//!
+//! # Limits
+//!
+//! - "Let go" means taken by the kernel, or thrown away with a connection that died; it is never the
+//!   client's acknowledgement. A body that the server has buffered whole counts as [`End::Complete`]
+//!   though the client left before it got it.
+//! - A connection without vectored writes, and some TLS, copies a chunk before it is sent: tasks start
+//!   early by what that buffer holds.
+//! - What a body yielded before the first registration of its request is not guarded.
+//! - HEAD through axum's `Router::layer` is released when axum discards the body, before the head is
+//!   written; a layer around the finished router is not.
+//! - A task that keeps a CPU busy holds a thread of the runtime that runs it, by default the server's.
+//!   [`Task::blocking`] and [`ExecutorBuilder::dedicated`] give it another.
+//! - Timeouts and drains act at await points; what never reaches one is reported as stuck.
+//! - The tokio runtime needs its timer enabled.
+//!
+//! # Features
+//!
+//! None is on by default. Each adds API and changes no behaviour.
+//!
+//! - `axum`: [`Defer`] as an extractor, also `Option<Defer>`, and its rejections as responses.
+//! - `tonic`: `request.defer()` on `tonic::Request`, `NamedService` for [`DeferService`], errors as
+//!   `Status`.
+//! - `hyper`: `hyper::serve`, an accept loop that can stop, for a service without a framework.
+//! - `signal`: `signal()`, SIGTERM and ctrl-c as a future.
+//! - `events`: `event::store`, the contract of a store for events, and its in-memory reference. Nothing
+//!   emits events yet; until something does, the module may change in any release.
+//! - `sqlite`: the same on SQLite, which is compiled in and needs a C compiler.
+//! - `test-util`: the conformance suite for those who write a store.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
-mod defer;
-mod executor;
+// A request goes in with a handle, and its body comes out watched.
 mod middleware;
-mod observe;
+
+// What its handler registers is held until the response is out.
+mod defer;
+
+// What is known of the response by then.
 mod response;
-mod retry;
-mod shutdown;
+
+// What was registered, how it fails,
 mod task;
+
+mod error;
+
+// where it runs,
+mod executor;
+
+// whether it is tried again,
+mod retry;
+
+// what of all this is seen,
+mod observe;
+
+// and how it ends.
+mod shutdown;
+
+#[cfg(feature = "events")]
+pub mod event;
 
 #[cfg(feature = "axum")]
 pub mod axum;
@@ -22,6 +163,7 @@ mod clock;
 mod sync;
 
 pub use defer::{Defer, DeferPermit, DeferReserve, MissingLayer, RequestExt};
+pub use error::{BoxError, TaskError};
 pub use executor::{
     Closed, DeadLetter, DeadLetterGroup, DeadLetters, DrainReport, Executor, ExecutorBuilder,
     Overflow, Permit, RejectReason, Rejected, ReplayError, Reserve, RunningTask, Snapshot,
@@ -33,4 +175,13 @@ pub use retry::{DiscardReason, Jitter, Retry, RetryBudget};
 #[cfg(feature = "signal")]
 pub use shutdown::signal;
 pub use shutdown::{Shutdown, StopServing};
-pub use task::{AttemptRecord, BoxError, Task, TaskContext, TaskError, TaskId, TaskOutput, When};
+pub use task::{AttemptRecord, IntoTask, Task, TaskContext, TaskId, TaskOutput, When};
+
+/// Their examples are compiled as documentation tests, and so cannot rot.
+#[cfg(all(doctest, feature = "axum", feature = "signal"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+#[cfg(all(doctest, feature = "axum", feature = "signal"))]
+#[doc = include_str!("../CHANGELOG.md")]
+struct Changelog;

@@ -57,34 +57,37 @@ pub(crate) fn submitted(node: &mut Node) {
 /// The span of an attempt: a new root that follows from the request's span, never a child of it, so
 /// that the request's time does not contain the task's.
 #[derive(Debug)]
-pub(crate) struct AttemptSpan(Span);
+pub(crate) struct AttemptSpan(Option<Box<Span>>);
 
 impl AttemptSpan {
-    /// Where there was no attempt.
-    pub(crate) fn none() -> Self {
-        Self(Span::none())
+    /// Whether anyone is listening.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.0.is_some()
     }
 
+    #[inline]
     pub(crate) fn within<R>(&self, run: impl FnOnce() -> R) -> R {
-        if self.0.is_none() {
-            run()
-        } else {
-            self.0.in_scope(run)
+        match &self.0 {
+            None => run(),
+            Some(span) => span.in_scope(run),
         }
     }
 
     /// How the attempt ended.
     pub(crate) fn outcome(&self, outcome: &'static str) {
-        if !self.0.is_none() {
-            self.0.record("task.outcome", outcome);
+        if let Some(span) = &self.0 {
+            span.record("task.outcome", outcome);
         }
     }
 }
 
+#[inline]
 pub(crate) fn started(shared: &Shared, node: &Node, name: &Name, attempt: u32) -> AttemptSpan {
-    if !enabled(Level::INFO) {
-        return AttemptSpan(Span::none());
-    }
+    AttemptSpan(enabled(Level::INFO).then(|| Box::new(span_of(shared, node, name, attempt))))
+}
+
+#[cold]
+fn span_of(shared: &Shared, node: &Node, name: &Name, attempt: u32) -> Span {
     let response = node
         .header()
         .origin
@@ -112,7 +115,7 @@ pub(crate) fn started(shared: &Shared, node: &Node, name: &Name, attempt: u32) -
     };
     span.follows_from(follows);
     span.in_scope(|| debug!( target: TARGET, { task.name = name.as_str(), task.attempt = attempt }, "task started"));
-    AttemptSpan(span)
+    span
 }
 
 fn millis(time: Duration) -> u64 {

@@ -37,8 +37,8 @@ use crate::middleware::DeferLayer;
 ///
 ///     let report = Shutdown::new(&defer)
 ///         .deadline(Duration::from_secs(30))
-///         .serve(ctrl_c(), |stop| {
-///             axum::serve(listener, app).with_graceful_shutdown(stop).into_future()
+///         .serve(ctrl_c(), |stop| async move {
+///             axum::serve(listener, app).with_graceful_shutdown(stop).await
 ///         })
 ///         .await?;
 ///     eprintln!("{report}");
@@ -68,14 +68,17 @@ impl Shutdown {
         self
     }
 
-    /// How long it may take from the signal to the report.
+    /// How long it may take from the signal to the report. Default: 30 s. Its first half belongs to the
+    /// server, what is left of it to the tasks. Keep it below what the platform allows: a drain that is
+    /// killed reports nothing.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
     /// Serves until `signal`, then shuts down. `server` makes the server's future from the future that
-    /// tells it to stop. The reports of several executors are added up.
+    /// tells it to stop. The reports of several executors are added up; they count from the moment when the
+    /// draining began, which is when the server had ended or half the deadline had passed.
     ///
     /// # Errors
     ///
@@ -111,7 +114,7 @@ impl Shutdown {
         let forced = ended.is_none();
         if forced {
             for executor in &self.executors {
-                executor.shared().release_sources();
+                executor.shared().release_sources(false);
             }
         }
         let left = deadline.since(clock.now());
@@ -178,6 +181,13 @@ async fn drain_all(executors: &[Executor], left: Duration, requests: bool) -> Dr
 }
 
 /// SIGTERM (on Unix) or ctrl-c.
+///
+/// Once it has been polled, these signals no longer end the process by themselves, not even a second one:
+/// that is left to what waits for this future.
+///
+/// # Cancel safety
+///
+/// Dropping the future changes nothing; a signal that came before is not seen by the next one.
 ///
 /// # Panics
 ///

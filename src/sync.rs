@@ -6,14 +6,27 @@
 
 #[cfg(defer_loom)]
 use loom::sync as imp;
+#[cfg(all(test, defer_loom))]
+use loom::{model::Builder, thread};
 #[cfg(not(defer_loom))]
 use std::sync as imp;
 
-pub(crate) use imp::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(not(defer_loom))]
+pub(crate) use imp::atomic::AtomicUsize;
+pub(crate) use imp::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 pub(crate) use imp::{Condvar, MutexGuard};
+#[cfg(defer_loom)]
+pub(crate) use ordered::AtomicUsize;
 /// For statics, which loom's atomics cannot be; never part of a model.
 pub(crate) use std::sync::atomic::AtomicU64 as StaticU64;
 pub(crate) use std::sync::{Arc, OnceLock, Weak};
+
+#[cfg(defer_loom)]
+mod ordered;
+
+/// What the models are written with.
+#[cfg(all(test, defer_loom))]
+pub(crate) mod model;
 
 /// A mutex that a panic does not poison: what it guards is only touched between calls of user code,
 /// so a user's panic never finds it half written, and it must not take the executor down.

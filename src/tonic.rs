@@ -1,5 +1,34 @@
 //! tonic: the handle from a `tonic::Request`, the wrapped service in tonic's router, errors as
 //! `Status`.
+//!
+//! One layer for the whole server, the first one, which in tonic is the outermost:
+//!
+//! ```no_run
+//! # use std::{convert::Infallible, future::Ready, task::{Context, Poll}};
+//! # #[derive(Clone)] struct Greeter;
+//! # impl tonic::server::NamedService for Greeter { const NAME: &'static str = "example.Greeter"; }
+//! # impl tower::Service<http::Request<tonic::body::Body>> for Greeter {
+//! #     type Response = http::Response<tonic::body::Body>;
+//! #     type Error = Infallible;
+//! #     type Future = Ready<Result<Self::Response, Infallible>>;
+//! #     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> { Poll::Ready(Ok(())) }
+//! #     fn call(&mut self, _: http::Request<tonic::body::Body>) -> Self::Future { std::process::abort() }
+//! # }
+//! # async fn ctrl_c() {}
+//! use tonic::transport::Server;
+//! use tower_defer::{DeferLayer, Shutdown};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let defer = DeferLayer::new();
+//! let server = Server::builder().layer(defer.clone()).add_service(Greeter);
+//! let address = "127.0.0.1:50051".parse()?;
+//! let report = Shutdown::new(&defer)
+//!     .serve(ctrl_c(), |stop| server.serve_with_shutdown(address, stop))
+//!     .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Or one service of it: `.add_service(tower::Layer::layer(&defer, Greeter))`.
 
 use tonic::server::NamedService;
 use tonic::{Request, Status};

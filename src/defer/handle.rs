@@ -1,16 +1,17 @@
 //! [`Defer`]: what a handler holds.
 
 use std::fmt;
+use std::ops::Deref;
 use std::panic::Location;
 
 use http::Extensions;
 
 use super::registration::DeferReserve;
 use super::{Collector, MissingLayer};
-use crate::executor::{Executor, Place, RejectReason, Rejected, TaskHandle, located};
+use crate::executor::{Executor, Place, RejectReason, Rejected, Shared, TaskHandle, located};
 use crate::response::ResponseInfo;
 use crate::sync::Arc;
-use crate::task::{Node, Origin, Task, TaskOutput};
+use crate::task::{IntoTask, Node, Origin, Task, TaskOutput};
 
 /// The handle to defer work with, found in the extensions of a request that passed a
 /// [`DeferLayer`](crate::DeferLayer).
@@ -74,8 +75,8 @@ impl Defer {
     /// # }
     /// ```
     #[track_caller]
-    pub fn run(&self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn run(&self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         let executor = self.executor();
         // Asked first: no other task makes room for one that its own request's limit refuses.
         let admitted = if self.collector.is_at_limit() {
@@ -88,7 +89,7 @@ impl Defer {
             Err(reason) => Err((node, reason)),
         };
         registered.unwrap_or_else(|(node, reason)| {
-            executor.shared().reject(&node, reason);
+            executor.shared().reject_for_good(node, reason);
             TaskHandle::rejected(reason)
         })
     }
@@ -119,12 +120,25 @@ impl Defer {
     /// Registers a task, or gives it back where there is no room, whatever the overflow policy: the
     /// handler can still answer 503.
     ///
+    /// # Examples
+    ///
+    /// With the feature `axum` a [`Rejected`] is such an answer, and `?` is enough:
+    ///
+    /// ```
+    /// # use tower_defer::{Defer, Rejected};
+    /// # async fn render(_: i64) {}
+    /// async fn handler(defer: Defer) -> Result<&'static str, Rejected> {
+    ///     defer.try_run(|| render(17))?;
+    ///     Ok("soon")
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Rejected`], with the task and the reason.
     #[track_caller]
-    pub fn try_run(&self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
-        let node = located(task.into(), Location::caller());
+    pub fn try_run(&self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into_task(), Location::caller());
         let executor = self.executor();
         let registered = match executor.shared().try_admit() {
             Ok(place) => self.register(node, place),
@@ -138,6 +152,19 @@ impl Defer {
 
     /// Waits for room for one task and reserves it. Served in order. Put a timeout around it: the
     /// client is waiting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_defer::Defer;
+    /// # async fn charge(_: i64) {}
+    /// # async fn handler(defer: Defer) -> Result<(), Box<dyn std::error::Error>> {
+    /// let room = tokio::time::timeout(Duration::from_millis(50), defer.reserve()).await??;
+    /// // There is room: do what cannot be undone, and then …
+    /// room.run(move || charge(17))?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -170,15 +197,15 @@ impl Defer {
         }
     }
 
-    /// What became of the response, once it is out.
+    /// What became of the response, once it is out; `None` until the release.
     pub fn response(&self) -> Option<&ResponseInfo> {
         self.collector.response()
     }
 
-    pub(crate) fn register(
+    pub(crate) fn register<H: Deref<Target = Shared>>(
         &self,
         node: Node,
-        place: Place,
+        place: Place<H>,
     ) -> Result<TaskHandle, (Node, RejectReason)> {
         self.collector.register(self.executor(), node, place)
     }

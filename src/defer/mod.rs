@@ -6,6 +6,8 @@ mod collector;
 mod gate;
 mod handle;
 mod missing;
+#[cfg(all(test, defer_loom))]
+mod models;
 mod registration;
 mod scope;
 mod sweep;

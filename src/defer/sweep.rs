@@ -42,9 +42,19 @@ impl Progress {
         self.begun.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn mark(&self, now: u32, idle: bool) {
-        self.at.store(now, Ordering::Relaxed);
+    fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn asked(&self, now: u32, idle: bool) {
+        self.taken(now);
         self.idle.store(idle, Ordering::Relaxed);
+    }
+
+    /// The usual stream of events is asked for its next item before its last one is written: what the
+    /// body waits for stays as it is.
+    pub(super) fn taken(&self, now: u32) {
+        self.at.store(now, Ordering::Relaxed);
     }
 
     pub(super) fn count(&self, bytes: u64) {
@@ -59,7 +69,7 @@ impl Progress {
     /// send. A body that waits for its own next frame, with nothing of it under way, is not stalled.
     fn is_stalled(&self, now: u32, holders: usize) -> bool {
         let waits_for_itself = self.idle.load(Ordering::Relaxed) && holders <= 1;
-        self.begun.load(Ordering::Relaxed)
+        self.has_begun()
             && !waits_for_itself
             && now.wrapping_sub(self.at.load(Ordering::Relaxed)) > LOOKS
     }
@@ -150,9 +160,13 @@ impl Sweep {
 }
 
 impl Source for Sweep {
-    fn release_now(&self) {
+    fn release_now(&self, handlers: bool) {
         for collector in self.all() {
-            collector.force();
+            if collector.progress().has_begun() {
+                collector.force();
+            } else if handlers {
+                collector.abandon();
+            }
         }
     }
 }

@@ -75,6 +75,7 @@ impl Admission {
         self.taken.load(Ordering::SeqCst) & CLOSED != 0
     }
 
+    #[inline]
     pub(crate) fn try_take(&self) -> Result<(), NoPlace> {
         if self.waiting.load(Ordering::SeqCst) > 0 && !self.is_closed() {
             return Err(NoPlace::Full);
@@ -82,6 +83,7 @@ impl Admission {
         self.take()
     }
 
+    #[inline]
     fn take(&self) -> Result<(), NoPlace> {
         let mut taken = self.taken.load(Ordering::SeqCst);
         loop {

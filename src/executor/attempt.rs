@@ -1,6 +1,5 @@
 //! One attempt of one task: its condition, its clock, its panics.
 
-use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::running::{Running, Slot};
-use super::worker::Alarm;
 use crate::clock::Tick;
+use crate::error::{TaskError, panic_text};
 use crate::observe::{self, AttemptSpan};
 use crate::sync::Arc;
-use crate::task::{Attempt, Kind, Node, TaskError, panic_text};
+use crate::task::{Attempt, Kind, Name, Node, TaskContext};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -40,30 +39,23 @@ impl Outcome {
     }
 }
 
-/// What an attempt needs beside its task.
+/// What an attempt needs beside its task. Small, because it is made for every attempt.
 pub(super) struct Begun {
-    attempt: Option<Attempt>,
-    pub(super) token: Option<CancellationToken>,
-    limit: Limit,
+    /// Where the body can see it.
+    context: Option<TaskContext>,
+    /// Known once it has waited, with the time that led to it.
+    deadline: Option<(Tick, Duration)>,
     pub(super) span: AttemptSpan,
 }
 
-/// The whole task is bounded, too: a retry ends when the task gives up. The first attempt, which always
-/// happens, counts that time from its own start, so that waiting in the queue does not use it up.
-#[derive(Clone, Copy)]
-struct Limit {
-    timeout: Duration,
-    give_up_at: Option<Tick>,
-}
-
 /// Asks the condition, once in the life of a task.
+#[inline(always)]
 pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
     let response = node
         .header()
         .origin
         .as_ref()
-        .and_then(|origin| origin.response());
-    let response = response?;
+        .and_then(|origin| origin.response())?;
     let held = match node.settings() {
         None => Ok(!response.is_failure()),
         Some(settings) if settings.admitted => return None,
@@ -88,11 +80,51 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
 }
 
 /// Writes the attempt into the slot, where snapshots and the watch find it.
+#[inline(always)]
 pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     let number = node.attempts() + 1;
     let kind = node.body().kind();
-    let id = node.id();
     let name = node.name();
+    let context = (kind != Kind::Async).then(|| describe(node, number, name.clone()));
+    let span = observe::started(shared, node, &name, number);
+    slot.begin(Running {
+        id: node.id(),
+        name,
+        location: node.header().location,
+        attempt: number,
+        limit: timeout(shared, node),
+        blocking: kind == Kind::Blocking,
+        token: context.as_ref().map(TaskContext::cancellation),
+        since: (kind == Kind::Blocking).then(|| shared.clock.now()),
+        stuck: None,
+        abandoned: false,
+    });
+    shared.watch.wake(shared);
+    Begun {
+        context,
+        deadline: None,
+        span,
+    }
+}
+
+#[cold]
+fn describe(node: &Node, number: u32, name: Name) -> TaskContext {
+    TaskContext::new(Attempt {
+        id: node.id(),
+        name,
+        number,
+        last_error: node
+            .settings()
+            .and_then(|s| s.history.last())
+            .map(|record| record.error.clone()),
+        origin: node.header().origin.clone(),
+        token: CancellationToken::new(),
+    })
+}
+
+/// The time of an attempt. The whole task is bounded, too; the first attempt, which always happens,
+/// counts that time from its own start, so that waiting in the queue does not use it up.
+fn timeout(shared: &Shared, node: &Node) -> Duration {
     let settings = node.settings();
     let timeout = settings
         .and_then(|s| s.timeout)
@@ -100,82 +132,34 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     let retry = settings
         .and_then(|s| s.retry.as_ref())
         .unwrap_or(&shared.config.retry);
-    let timeout = timeout.min(retry.age_limit());
-    let is_retry_in_time = number > 1 && settings.is_some_and(|s| !s.last_chance);
-    let give_up_at = is_retry_in_time.then(|| shared.give_up_at(node));
-    let token = (kind != Kind::Async).then(CancellationToken::new);
-    let attempt = (kind != Kind::Async).then(|| Attempt {
-        id,
-        name: name.clone(),
-        number,
-        last_error: settings
-            .and_then(|s| s.history.last())
-            .map(|record| record.error.clone()),
-        origin: node.header().origin.clone(),
-        token: token.clone(),
-    });
-    let span = observe::started(shared, node, &name, number);
-    slot.begin(Running {
-        id,
-        name,
-        location: node.header().location,
-        attempt: number,
-        limit: timeout,
-        blocking: kind == Kind::Blocking,
-        token: token.clone(),
-        since: (kind == Kind::Blocking).then(|| shared.clock.now()),
-        stuck: None,
-        abandoned: false,
-    });
-    shared.watch.wake(shared);
-    Begun {
-        attempt,
-        token,
-        limit: Limit {
-            timeout,
-            give_up_at,
-        },
-        span,
-    }
+    timeout.min(retry.age_limit())
 }
 
-/// Runs the attempt to its end or to its deadline.
-///
-/// The deadline is armed only after a first pending poll: a task that never waits pays for no timer
-/// and for no look at the clock. `node` stays where the worker's drop finds it.
-pub(super) async fn run(
-    shared: &Arc<Shared>,
-    node: &mut Node,
-    begun: &mut Begun,
-    slot: &Slot,
-    alarm: &mut Alarm,
-) -> Outcome {
-    let mut deadline = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(outcome) = poll_once(node, begun, cx) {
-            return Poll::Ready(outcome);
-        }
-        let (deadline, limit) = *deadline.get_or_insert_with(|| {
-            let now = shared.clock.now();
-            slot.with(|running| running.since = Some(now));
-            let left = begun.limit.give_up_at.map(|at| at.since(now));
-            let limit = left.map_or(begun.limit.timeout, |left| left.min(begun.limit.timeout));
-            (now.saturating_add(limit), limit)
-        });
-        if alarm.poll_until(&shared.clock, deadline, cx).is_ready() {
-            return Poll::Ready(time_out(node, begun, limit));
-        }
-        Poll::Pending
-    })
-    .await
+/// When the attempt has to end. Asked after a pending poll only: a task that never waits pays for no
+/// timer and for no look at the clock.
+pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &Slot) -> Tick {
+    if let Some((deadline, _)) = begun.deadline {
+        return deadline;
+    }
+    let now = shared.clock.now();
+    slot.with(|running| running.since = Some(now));
+    let mut limit = timeout(shared, node);
+    // A retry ends when the task gives up; a last chance has its whole time.
+    if node.settings().is_some_and(|s| s.attempts > 0 && !s.last_chance) {
+        limit = limit.min(shared.give_up_at(node).since(now));
+    }
+    let deadline = now.saturating_add(limit);
+    begun.deadline = Some((deadline, limit));
+    deadline
 }
 
 /// One poll of the user's code.
+#[inline(always)]
 pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>) -> Poll<Outcome> {
-    let attempt = &mut begun.attempt;
+    let context = begun.context.as_ref();
     let polled = begun
         .span
-        .within(|| catch_unwind(AssertUnwindSafe(|| node.body_mut().poll(attempt, cx))));
+        .within(|| catch_unwind(AssertUnwindSafe(|| node.body_mut().poll(context, cx))));
     match polled {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(Ok(()))) => Poll::Ready(Outcome::Completed),
@@ -189,9 +173,10 @@ pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>
     }
 }
 
-fn time_out(node: &mut Node, begun: &Begun, limit: Duration) -> Outcome {
-    if let Some(token) = &begun.token {
-        token.cancel();
+pub(super) fn time_out(node: &mut Node, begun: &Begun) -> Outcome {
+    let limit = begun.deadline.map_or(Duration::ZERO, |(_, limit)| limit);
+    if let Some(context) = &begun.context {
+        context.cancellation().cancel();
     }
     match begun.span.within(|| end(node)) {
         None => Outcome::TimedOut(limit),

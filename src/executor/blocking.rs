@@ -192,7 +192,7 @@ impl BlockingThread {
             if let std::task::Poll::Ready(outcome) =
                 attempt::poll_once(&mut node, &mut begun, &mut cx)
             {
-                self.shared.settle(node, outcome, Some(begun), &self.slot);
+                self.shared.settle(node, outcome, Some(&begun), &self.slot);
             }
         }
         self.ended = true;

@@ -34,7 +34,7 @@ pub enum Overflow {
 /// | [`retry_budget`](Self::retry_budget) | 100 a second, 500 at once | see [`RetryBudget`] |
 /// | [`blocking_concurrency`](Self::blocking_concurrency) | 4 | CPU work gains nothing from more threads than cores |
 /// | [`dead_letters`](Self::dead_letters) | 1,024 | as many as a person will look at |
-/// | [`runtime`](Self::runtime) | that of the caller | |
+/// | [`runtime`](Self::runtime), [`dedicated`](Self::dedicated) | that of the caller | a wake-up across runtimes costs more than the tasks that wait |
 ///
 /// # Examples
 ///
@@ -66,6 +66,7 @@ pub(crate) struct Config {
     pub(crate) dead_letters: usize,
     pub(crate) on_dead_letter: Option<Hook>,
     pub(crate) runtime: Option<Handle>,
+    pub(crate) threads: Option<usize>,
 }
 
 impl Default for ExecutorBuilder {
@@ -82,13 +83,14 @@ impl Default for ExecutorBuilder {
                 dead_letters: 1024,
                 on_dead_letter: None,
                 runtime: None,
+                threads: None,
             },
         }
     }
 }
 
 impl ExecutorBuilder {
-    /// Attempts of async tasks that run at once; at least 1. Waiting for a retry holds no slot.
+    /// Attempts of async tasks that run at once; at least 1. Waiting for a retry holds no slot. Default: 64.
     ///
     /// It bounds what *waits*. Tasks that keep a CPU busy hold the server's own threads, and no bound
     /// protects the responses from them, unless it is smaller than the number of worker threads: give
@@ -100,51 +102,67 @@ impl ExecutorBuilder {
     }
 
     /// Accepted and unfinished tasks: registered, queued, running and waiting for a retry; at least 1.
-    /// A place is reserved when a task is registered.
+    /// A place is reserved when a task is registered. Default: 16,384.
     pub fn capacity(mut self, tasks: usize) -> Self {
         self.config.capacity = tasks.max(1);
         self
     }
 
-    /// What happens to a new task when there is no room.
+    /// What `run` and `submit` do with a new task when there is no room; `try_run` and `try_submit` give it
+    /// back whatever stands here. Default: [`Overflow::Reject`].
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.config.overflow = overflow;
         self
     }
 
-    /// How long an attempt may take, where the task does not say so itself.
+    /// How long an attempt may take, where the task does not say so itself. Default: 60 s. It acts at await
+    /// points: see [`Task::timeout`](crate::Task::timeout).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.config.timeout = timeout;
         self
     }
 
-    /// When a task is tried again, where it does not say so itself.
+    /// When a task is tried again, where it does not say so itself. Default: [`Retry::default`].
     pub fn retry(mut self, retry: Retry) -> Self {
         self.config.retry = retry;
         self
     }
 
-    /// How many retries are started in a second. It delays them and never discards one.
+    /// How many retries are started in a second. It delays them and never discards one. Default: 100, and
+    /// 500 at once.
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
         self.config.budget = budget;
         self
     }
 
     /// Attempts of [blocking](crate::Task::blocking) tasks that run at once, each on a thread of its
-    /// own; at least 1.
+    /// own; at least 1. Default: 4. The threads start on demand and end after 10 s without work.
     pub fn blocking_concurrency(mut self, attempts: usize) -> Self {
         self.config.blocking_concurrency = attempts.max(1);
         self
     }
 
     /// How many dead letters are kept. When one more is born the oldest falls out, counted and logged.
+    /// Default: 1,024; with 0 none is kept, and the hook below still sees each.
     pub fn dead_letters(mut self, letters: usize) -> Self {
         self.config.dead_letters = letters;
         self
     }
 
-    /// Called with each task that is discarded, on the worker that discarded it. It must not block; a
-    /// panic in it is caught and logged.
+    /// Called with each task that is discarded, where it is discarded: on a worker, on a blocking thread,
+    /// or, for one that [`Overflow::DropOldest`] pushes out, in the call that registers the new one. It must
+    /// not block; a panic in it is caught and logged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::Executor;
+    ///
+    /// let executor = Executor::builder()
+    ///     .on_dead_letter(|letter| eprintln!("{} failed for good: {}", letter.name, letter.error))
+    ///     .build();
+    /// # let _ = executor;
+    /// ```
     pub fn on_dead_letter(mut self, hook: impl Fn(&DeadLetter) + Send + Sync + 'static) -> Self {
         self.config.on_dead_letter = Some(Box::new(hook));
         self
@@ -154,6 +172,18 @@ impl ExecutorBuilder {
     /// the server's threads. The runtime must have its timer enabled, and outlive its work.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.config.runtime = Some(runtime);
+        self
+    }
+
+    /// Runs async tasks on a runtime of the executor's own with this many threads (at least 1), for
+    /// work that keeps a CPU busy: it then competes with the server for the cores, as everything does,
+    /// but never for the server's threads, and responses wait for none of it. Fewer threads than cores
+    /// leave the server the rest.
+    ///
+    /// The runtime is made when the first task needs it. Executor dropped, it ends without waiting for
+    /// what still runs: drain first.
+    pub fn dedicated(mut self, threads: usize) -> Self {
+        self.config.threads = Some(threads.max(1));
         self
     }
 

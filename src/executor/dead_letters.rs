@@ -2,17 +2,19 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::time::{Duration, SystemTime};
 
 use super::groups::{self, DeadLetterGroup};
-use super::{RejectReason, Shared};
+use super::{Place, RejectReason, Shared};
 use crate::clock;
+use crate::error::panic_text;
 use crate::observe;
 use crate::response::ResponseInfo;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, Mutex};
-use crate::task::{AttemptRecord, Fifo, Node, Origin, TaskId, panic_text};
+use crate::task::{AttemptRecord, Node, Origin, TaskId};
 
 pub(super) type Hook = Box<dyn Fn(&DeadLetter) + Send + Sync>;
 
@@ -356,7 +358,7 @@ impl DeadLetters {
         chosen.into_iter().filter(|id| self.discard(*id)).count()
     }
 
-    fn start(&self, id: TaskId, place: super::Place) -> Option<()> {
+    fn start<H: Deref<Target = Shared>>(&self, id: TaskId, place: Place<H>) -> Option<()> {
         let mut node = self.shared.letters.take(id)?.node?;
         let settings = node.settings_mut();
         settings.attempts = 0;
@@ -364,9 +366,7 @@ impl DeadLetters {
         self.shared.accept(&mut node, place);
         self.shared.counters.replayed.add(1);
         observe::replayed(&node);
-        let mut one = Fifo::new();
-        one.push(node);
-        self.shared.enqueue(one, None);
+        self.shared.enqueue_one(node, None);
         Some(())
     }
 }

@@ -117,9 +117,9 @@ impl Drain {
 }
 
 impl Shared {
-    /// See [`Executor::drain`](super::Executor::drain). `requests`: whether requests that may still
-    /// register something are waited for.
-    pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, requests: bool) -> DrainReport {
+    /// See [`Executor::drain`](super::Executor::drain). `responses`: whether responses under way, from
+    /// which something may still be registered, are waited for, as handlers always are.
+    pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, responses: bool) -> DrainReport {
         self.begin_drain();
         let _watcher = Watcher::new(self);
         let mut timed_out = false;
@@ -131,7 +131,7 @@ impl Shared {
                 if self.admission.taken() == 0 {
                     break;
                 }
-            } else if (!requests || self.open_requests() == 0) && self.admission.close_if_empty() {
+            } else if self.no_more_requests(responses) && self.admission.close_if_empty() {
                 break;
             }
             tokio::select! {
@@ -144,6 +144,11 @@ impl Shared {
             }
         }
         self.drain_report(timed_out)
+    }
+
+    fn no_more_requests(&self, responses: bool) -> bool {
+        let (handlers, open) = self.open_requests();
+        handlers == 0 && (open == 0 || !responses)
     }
 
     /// Waits until no task is outstanding.
@@ -178,7 +183,7 @@ impl Shared {
     async fn abandon(self: &Arc<Self>) {
         self.drain.phase.store(ABANDONED, Ordering::SeqCst);
         self.admission.close();
-        self.release_sources();
+        self.release_sources(true);
         self.cancel_queued();
         for slot in self.slots.all() {
             slot.with(|running| running.token.as_ref().map(|token| token.cancel()));
@@ -196,7 +201,7 @@ impl Shared {
         };
         let _ = tokio::time::timeout(GRACE, emptied).await;
         // What had its place before the closing and was registered after the first look.
-        self.release_sources();
+        self.release_sources(true);
         self.cancel_queued();
         self.abandon_running();
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::observe;
 use crate::sync::Arc;
-use crate::task::{Fifo, Node, Task};
+use crate::task::{IntoTask, Node, Task};
 
 /// Runs tasks: bounded, with retries, and with an account of each.
 ///
@@ -62,12 +63,12 @@ impl Executor {
     /// there is none (or one without a timer, which attempts need), the task stays queued until the
     /// executor is used from within a runtime; that is logged as an error.
     #[track_caller]
-    pub fn submit(&self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(&self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.admit() {
             Ok(place) => self.accept(node, place),
             Err(reason) => {
-                self.shared.reject(&node, reason);
+                self.shared.reject_for_good(node, reason);
                 TaskHandle::rejected(reason)
             }
         }
@@ -80,8 +81,8 @@ impl Executor {
     ///
     /// [`Rejected`], with the task and the reason.
     #[track_caller]
-    pub fn try_submit(&self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
-        let node = located(task.into(), Location::caller());
+    pub fn try_submit(&self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.try_admit() {
             Ok(place) => Ok(self.accept(node, place)),
             Err(reason) => {
@@ -92,6 +93,20 @@ impl Executor {
     }
 
     /// Waits for room and reserves it. Served in order.
+    ///
+    /// # Examples
+    ///
+    /// A producer that goes no faster than its tasks:
+    ///
+    /// ```
+    /// # use tower_defer::{Closed, Executor};
+    /// # async fn import(_: u32) {}
+    /// # async fn produce(executor: Executor) -> Result<(), Closed> {
+    /// for row in 0..1_000_000 {
+    ///     executor.reserve().await?.submit(move || import(row));
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -113,7 +128,11 @@ impl Executor {
     /// report.
     ///
     /// Several may drain at once; the earliest deadline holds, and each gets a report of all that
-    /// happened since the first began.
+    /// happened since the first began. After the deadline it waits for at most another 100 ms, for the
+    /// runtime to drop what was cancelled; an attempt that has not yielded by then is reported as
+    /// [`StillRunning`](crate::UnfinishedState::StillRunning).
+    ///
+    /// [`Shutdown`](crate::Shutdown) does this and stops the server before it.
     ///
     /// A task may drain its own executor: it is outstanding itself, so that ends with the deadline, and
     /// with the task.
@@ -160,13 +179,11 @@ impl Executor {
         &self.shared
     }
 
-    fn accept(&self, mut node: Node, place: Place) -> TaskHandle {
+    fn accept<H: Deref<Target = Shared>>(&self, mut node: Node, place: Place<H>) -> TaskHandle {
         self.shared.accept(&mut node, place);
         observe::submitted(&mut node);
         let handle = TaskHandle::accepted(node.id(), self.shared.clone());
-        let mut one = Fifo::new();
-        one.push(node);
-        self.shared.enqueue(one, None);
+        self.shared.enqueue_one(node, None);
         handle
     }
 }
@@ -241,8 +258,8 @@ pub struct Permit {
 impl Permit {
     /// Uses the room.
     #[track_caller]
-    pub fn submit(self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         self.executor.accept(node, self.place)
     }
 

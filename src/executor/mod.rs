@@ -16,9 +16,12 @@ mod blocking;
 mod builder;
 mod counters;
 mod dead_letters;
+mod dedicated;
 mod drain;
 mod groups;
 mod handle;
+#[cfg(all(test, defer_loom))]
+mod models;
 mod queue;
 mod rejected;
 mod report;

@@ -21,6 +21,10 @@ use std::task::{Poll, Waker};
 use crate::sync::Mutex;
 use crate::task::{Fifo, Link};
 
+/// After so many tasks in one go a worker lets others of its thread go first. A yield is a turn of the
+/// runtime, about 400 instructions where nothing else is ready: a sixteenth of that.
+const FAIR: u32 = 16;
+
 #[derive(Debug)]
 pub(crate) struct Queue<T: Link> {
     max_workers: usize,
@@ -53,6 +57,8 @@ pub(crate) struct Worker {
     parked: bool,
     /// What was pushed before this number has had its yield.
     seen: u64,
+    /// Tasks taken since its last yield.
+    in_a_row: u32,
 }
 
 /// What the caller has to do, without holding the lock.
@@ -99,6 +105,16 @@ impl<T: Link> Queue<T> {
         self.pick(&mut state)
     }
 
+    /// As [`push`](Self::push), without a list around one item, which its two turns made 245 of a
+    /// task's 1,971 instructions.
+    #[inline]
+    pub(crate) fn push_one(&self, item: T) -> Wake {
+        let mut state = self.state.lock();
+        state.pushed += 1;
+        state.ready.push(item);
+        self.pick(&mut state)
+    }
+
     pub(crate) fn push_due(&self, items: Fifo<T>) -> Wake {
         let mut state = self.state.lock();
         state.due.append(items);
@@ -118,12 +134,14 @@ impl<T: Link> Queue<T> {
             }
             return (Poll::Pending, Wake::Nobody);
         }
-        let next = match state.due.pop() {
+        let fair = worker.in_a_row < FAIR;
+        let next = match fair.then(|| state.due.pop()).flatten() {
             Some(item) => Some(item),
-            None if state.ready.is_empty() => None,
-            None if state.taken >= worker.seen => {
+            None if state.ready.is_empty() && state.due.is_empty() => None,
+            None if !fair || state.taken >= worker.seen => {
                 // Invariant 5.
                 worker.seen = state.pushed;
+                worker.in_a_row = 0;
                 return (Poll::Ready(Next::YieldFirst), Wake::Nobody);
             }
             None => {
@@ -131,10 +149,12 @@ impl<T: Link> Queue<T> {
                 state.ready.pop()
             }
         };
+        worker.in_a_row += 1;
         match next {
             Some(item) => (Poll::Ready(Next::Run(item)), self.pick(&mut state)),
             None => {
                 worker.parked = true;
+                worker.in_a_row = 0;
                 state.idle.push(Parked {
                     worker: worker.id,
                     waker: waker.clone(),
@@ -229,6 +249,7 @@ impl<T: Link> Queue<T> {
         state.due.for_each(&mut see);
     }
 
+    #[inline]
     fn pick(&self, state: &mut State<T>) -> Wake {
         if state.searching.is_some() || (state.ready.is_empty() && state.due.is_empty()) {
             return Wake::Nobody;
@@ -248,6 +269,7 @@ impl<T: Link> Queue<T> {
             id,
             parked: false,
             seen: 0,
+            in_a_row: 0,
         })
     }
 }

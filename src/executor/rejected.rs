@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::admission::NoPlace;
 use crate::task::Task;
 
 /// Why a task was not accepted.
@@ -23,6 +24,15 @@ impl RejectReason {
             RejectReason::Full => "full",
             RejectReason::RequestLimit => "request_limit",
             RejectReason::Closed => "closed",
+        }
+    }
+}
+
+impl From<NoPlace> for RejectReason {
+    fn from(none: NoPlace) -> Self {
+        match none {
+            NoPlace::Full => RejectReason::Full,
+            NoPlace::Closed => RejectReason::Closed,
         }
     }
 }

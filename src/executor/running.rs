@@ -64,16 +64,18 @@ impl Slots {
 }
 
 impl Slot {
+    #[inline]
     pub(crate) fn begin(&self, running: Running) {
         *self.running.lock() = Some(running);
     }
 
     /// The attempt is over. Returns whether a drain had abandoned it.
+    #[inline]
     pub(crate) fn end(&self) -> bool {
-        self.running
-            .lock()
-            .take()
-            .is_some_and(|running| running.abandoned)
+        let mut running = self.running.lock();
+        let abandoned = running.as_ref().is_some_and(|running| running.abandoned);
+        *running = None;
+        abandoned
     }
 
     pub(crate) fn with<R>(&self, see: impl FnOnce(&mut Running) -> R) -> Option<R> {

@@ -54,6 +54,9 @@ impl Shared {
                 Err(Missing::Timer)
             };
         }
+        if let Some(threads) = self.config.threads {
+            return self.own_runtime.handle(threads).ok_or(Missing::Runtime);
+        }
         let current = Handle::try_current().ok();
         if let Some(current) = current.as_ref().filter(|current| has_timer(current)) {
             *self.last_runtime.lock() = Some(current.clone());
@@ -69,7 +72,7 @@ impl Shared {
 
     /// Remembers the caller's runtime, where it has one.
     pub(super) fn see_runtime(&self) {
-        if self.config.runtime.is_none() {
+        if !self.has_its_own() {
             if let Ok(current) = Handle::try_current() {
                 *self.last_runtime.lock() = Some(current);
             }
@@ -104,8 +107,12 @@ impl Shared {
 
     /// Remembers the caller's runtime, for a release that happens outside of one.
     pub(crate) fn remember_runtime(&self) {
-        if self.config.runtime.is_none() && self.last_runtime.lock().is_none() {
+        if !self.has_its_own() && self.last_runtime.lock().is_none() {
             *self.last_runtime.lock() = Handle::try_current().ok();
         }
+    }
+
+    fn has_its_own(&self) -> bool {
+        self.config.runtime.is_some() || self.config.threads.is_some()
     }
 }

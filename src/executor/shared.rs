@@ -1,5 +1,6 @@
 //! What the parts of an executor share, and the way of a task into the queue.
 
+use std::ops::Deref;
 use std::sync::Weak;
 
 use tokio::runtime::Handle;
@@ -10,14 +11,16 @@ use super::blocking::BlockingLane;
 use super::builder::{Config, Overflow};
 use super::counters::Counters;
 use super::dead_letters::Letters;
+use super::dedicated::OwnRuntime;
 use super::drain::Drain;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
+use super::report::UnfinishedState;
 use super::running::Slots;
 use super::waiting::Waiting;
 use super::watch::Watch;
 use super::worker;
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::observe;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering};
@@ -38,25 +41,30 @@ pub(crate) struct Shared {
     complaints: observe::Complaints,
     /// That there is no usable runtime is said now and then, not for every task.
     pub(super) no_runtime: observe::Complaint,
-    /// Requests that may still register a task.
-    open_requests: AtomicUsize,
+    /// Requests whose handler has not answered.
+    handlers: AtomicUsize,
+    /// Responses under way from which a task may still be registered.
+    responses: AtomicUsize,
     /// Whoever waits for the executor to be quiet.
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
     pub(super) last_runtime: Mutex<Option<Handle>>,
+    pub(super) own_runtime: OwnRuntime,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
 /// What holds tasks that are not released yet; a drain can ask for them.
 pub(crate) trait Source: Send + Sync {
-    /// Releases what it holds now, without waiting for the response.
-    fn release_now(&self);
+    /// Releases what it holds, without waiting for the responses; with `handlers`, also the tasks of
+    /// requests whose handler has not answered yet.
+    fn release_now(&self, handlers: bool);
 }
 
-/// A reserved place in the capacity. Given back when dropped.
+/// A reserved place in the capacity. Given back when dropped. `H` is how it holds the executor: one
+/// that is used at once borrows it.
 #[derive(Debug)]
-pub(crate) struct Place(Option<Arc<Shared>>);
+pub(crate) struct Place<H: Deref<Target = Shared> = Arc<Shared>>(Option<H>);
 
 impl Shared {
     pub(crate) fn new(config: Config) -> Self {
@@ -73,32 +81,39 @@ impl Shared {
             watch: Watch::default(),
             complaints: observe::Complaints::default(),
             no_runtime: observe::Complaint::default(),
-            open_requests: AtomicUsize::new(0),
+            handlers: AtomicUsize::new(0),
+            responses: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
+            own_runtime: OwnRuntime::default(),
             sources: Mutex::new(Vec::new()),
             config,
         }
     }
 
     /// Reserves a place by the policy of `run`.
-    pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
-        match self.try_admit() {
-            Err(RejectReason::Full) if self.config.overflow == Overflow::DropOldest => {
-                let Some(oldest) = self.pop_oldest() else {
-                    return Err(RejectReason::Full);
-                };
-                // Its place goes to the new task directly: given back, another could take it.
-                self.discard(
-                    oldest,
-                    DiscardReason::Overflow,
-                    "made room for a newer task".into(),
-                );
-                Ok(Place(Some(self.clone())))
+    #[inline]
+    pub(crate) fn admit(&self) -> Result<Place<&Self>, RejectReason> {
+        match self.admission.try_take() {
+            Ok(()) => Ok(Place(Some(self))),
+            Err(NoPlace::Full) if self.config.overflow == Overflow::DropOldest => {
+                self.admit_instead()
             }
-            result => result,
+            Err(none) => Err(none.into()),
         }
+    }
+
+    #[cold]
+    fn admit_instead(&self) -> Result<Place<&Self>, RejectReason> {
+        let oldest = self.pop_oldest().ok_or(RejectReason::Full)?;
+        // Its place goes to the new task directly: given back, another could take it.
+        self.discard(
+            oldest,
+            DiscardReason::Overflow,
+            "made room for a newer task".into(),
+        );
+        Ok(Place(Some(self)))
     }
 
     /// The oldest task that has not started, of the queue or of the blocking lane.
@@ -108,12 +123,10 @@ impl Shared {
         blocking.or_else(|| self.queue.pop_oldest())
     }
 
-    pub(crate) fn try_admit(self: &Arc<Self>) -> Result<Place, RejectReason> {
-        match self.admission.try_take() {
-            Ok(()) => Ok(Place(Some(self.clone()))),
-            Err(NoPlace::Full) => Err(RejectReason::Full),
-            Err(NoPlace::Closed) => Err(RejectReason::Closed),
-        }
+    #[inline]
+    pub(crate) fn try_admit(&self) -> Result<Place<&Self>, RejectReason> {
+        self.admission.try_take()?;
+        Ok(Place(Some(self)))
     }
 
     /// Counts a task that was not accepted, and says so now and then.
@@ -124,6 +137,12 @@ impl Shared {
             RejectReason::Closed => self.counters.rejected_closed.add(1),
         }
         observe::rejected(self, node, reason);
+    }
+
+    /// The same for a task that nobody gets back: its drop must not panic in the handler's face.
+    pub(crate) fn reject_for_good(&self, node: Node, reason: RejectReason) {
+        self.reject(&node, reason);
+        observe::panic_in_drop(node.drop_quietly());
     }
 
     pub(crate) fn complaint_is_due(&self, reason: RejectReason) -> bool {
@@ -168,44 +187,67 @@ impl Shared {
     }
 
     /// Gives a task its place, and its identity.
-    pub(crate) fn accept(&self, node: &mut Node, place: Place) {
+    #[inline]
+    pub(crate) fn accept<H: Deref<Target = Self>>(&self, node: &mut Node, place: Place<H>) {
         place.keep();
         node.identify();
         self.counters.accepted.add(1);
     }
 
-    /// Hands accepted tasks over, with where they come from. It runs no code of the user's, and may be
-    /// called from anywhere.
+    /// Hands accepted tasks over, with where they come from and the time, which the caller has read. It
+    /// runs no code of the user's, and may be called from anywhere.
     pub(crate) fn enqueue(
         self: &Arc<Self>,
         mut tasks: Fifo<Node>,
-        origin: Option<&Arc<dyn Origin>>,
+        origin: &Arc<dyn Origin>,
+        now: Tick,
     ) {
-        let now = self.clock.now();
-        let mut quick = Fifo::new();
-        while let Some(mut node) = tasks.pop() {
+        if self.drain.is_abandoned() {
+            // Not by way of the queue: a worker on another thread would take them from there.
+            return self.cancel_all(tasks, UnfinishedState::NeverStarted);
+        }
+        let mut blocking = false;
+        tasks.for_each_mut(|node| {
+            blocking |= node.body().kind() == Kind::Blocking;
             let header = node.header_mut();
             header.queued_at = now;
-            if let Some(origin) = origin {
-                header.origin = Some(origin.clone());
-            }
-            match node.body().kind() {
-                Kind::Async | Kind::AsyncWithContext => quick.push(node),
-                Kind::Blocking => {
-                    // Its thread has no runtime; a retry will need one for its timer.
-                    self.see_runtime();
-                    self.blocking.push(self, node);
-                }
-            }
+            header.origin = Some(origin.clone());
+        });
+        if blocking {
+            tasks = self.sort(tasks);
         }
-        if !quick.is_empty() {
-            self.wake(self.queue.push(quick));
+        if !tasks.is_empty() {
+            self.wake(self.queue.push(tasks));
         }
         self.cancel_if_abandoned();
     }
 
+    /// As [`enqueue`](Self::enqueue), for one.
+    pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<dyn Origin>>) {
+        let header = node.header_mut();
+        header.queued_at = self.clock.now();
+        if origin.is_some() {
+            header.origin = origin;
+        }
+        match node.body().kind() {
+            Kind::Async | Kind::AsyncWithContext => self.wake(self.queue.push_one(node)),
+            Kind::Blocking => self.push_blocking(node),
+        }
+        self.cancel_if_abandoned();
+    }
+
+    #[cold]
+    fn push_blocking(self: &Arc<Self>, node: Node) {
+        // Its thread has no runtime; a retry will need one for its timer.
+        self.see_runtime();
+        self.blocking.push(self, node);
+    }
+
     /// Hands tasks over whose retry is due.
     pub(super) fn enqueue_due(self: &Arc<Self>, mut tasks: Fifo<Node>) {
+        if self.drain.is_abandoned() {
+            return self.cancel_all(tasks, UnfinishedState::Waiting);
+        }
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
             match node.body().kind() {
@@ -219,6 +261,18 @@ impl Shared {
         self.cancel_if_abandoned();
     }
 
+    /// Blocking tasks have a lane of their own; the others are returned.
+    fn sort(self: &Arc<Self>, mut tasks: Fifo<Node>) -> Fifo<Node> {
+        let mut quick = Fifo::new();
+        while let Some(node) = tasks.pop() {
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => self.push_blocking(node),
+            }
+        }
+        quick
+    }
+
     /// After a push: a drain that gave up before it saw a queue without these, one that gives up
     /// after it takes them.
     fn cancel_if_abandoned(&self) {
@@ -228,7 +282,15 @@ impl Shared {
     }
 
     /// Does what the queue decided.
+    #[inline]
     pub(super) fn wake(self: &Arc<Self>, wake: Wake) {
+        if !matches!(wake, Wake::Nobody) {
+            self.wake_one(wake);
+        }
+    }
+
+    #[cold]
+    fn wake_one(self: &Arc<Self>, wake: Wake) {
         match wake {
             Wake::Nobody => {}
             Wake::Unpark(waker) => waker.wake(),
@@ -237,6 +299,7 @@ impl Shared {
     }
 
     /// A task reached its end: its place is free.
+    #[inline]
     pub(super) fn give_back(&self) {
         if self.admission.give_back() {
             self.tell_if_quiet();
@@ -251,17 +314,34 @@ impl Shared {
     }
 
     pub(crate) fn request_opened(&self) {
-        self.open_requests.fetch_add(1, Ordering::SeqCst);
+        self.handlers.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(crate) fn request_closed(&self) {
-        if self.open_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
+    /// The handler has answered (or there will be no answer). `open`: tasks may still be registered
+    /// until [`response_closed`](Self::response_closed).
+    pub(crate) fn request_answered(&self, open: bool) {
+        if open {
+            // Before the other, so that a drain never sees neither.
+            self.responses.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.handlers.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.tell_if_quiet();
         }
     }
 
-    pub(super) fn open_requests(&self) -> usize {
-        self.open_requests.load(Ordering::SeqCst)
+    pub(crate) fn response_closed(&self) {
+        if self.responses.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tell_if_quiet();
+        }
+    }
+
+    /// Requests that may still register a task: those whose handler has not answered, and those whose
+    /// response is under way.
+    pub(super) fn open_requests(&self) -> (usize, usize) {
+        (
+            self.handlers.load(Ordering::SeqCst),
+            self.responses.load(Ordering::SeqCst),
+        )
     }
 
     /// The one who waits counts itself and then looks, the one who tells changes and then looks for
@@ -279,14 +359,16 @@ impl Shared {
     }
 
     /// Releases what requests still hold.
-    pub(crate) fn release_sources(&self) {
+    pub(crate) fn release_sources(&self, handlers: bool) {
         let sources: Vec<_> = self
             .sources
             .lock()
             .iter()
             .filter_map(Weak::upgrade)
             .collect();
-        sources.iter().for_each(|source| source.release_now());
+        sources
+            .iter()
+            .for_each(|source| source.release_now(handlers));
     }
 
     /// Removes a queued task; whether there was one.
@@ -332,14 +414,17 @@ impl Place {
     pub(super) fn taken(shared: Arc<Shared>) -> Self {
         Self(Some(shared))
     }
+}
 
+impl<H: Deref<Target = Shared>> Place<H> {
     /// The task has it from now on.
+    #[inline]
     fn keep(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Place {
+impl<H: Deref<Target = Shared>> Drop for Place<H> {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
             shared.give_back();

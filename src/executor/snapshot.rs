@@ -103,11 +103,12 @@ impl Shared {
         let queued_at = quick.into_iter().chain(self.blocking.oldest()).min();
         let queued = (self.queue.len() + self.blocking.len()) as u64;
         let waiting = self.waiting.len() as u64;
+        let (handlers, responses) = self.open_requests();
         let (completed, discarded) = (c.completed.get(), c.discarded.get());
         let (skipped, cancelled) = (c.skipped.get(), c.cancelled.get());
         // Read last: each of its tasks may have ended since, and then the difference is not negative.
         let accepted = c.accepted.get();
-        let outstanding = accepted - (completed + discarded + skipped + cancelled);
+        let outstanding = accepted.saturating_sub(completed + discarded + skipped + cancelled);
         Snapshot {
             accepted,
             completed,
@@ -127,7 +128,7 @@ impl Shared {
             running,
             oldest_wait: queued_at.map(|at| now.since(at)),
             reserved: (self.admission.taken() as u64).saturating_sub(outstanding),
-            open_requests: self.open_requests() as u64,
+            open_requests: (handlers + responses) as u64,
             dead_letters: self.letters.len() as u64,
             dead_letters_lost: c.dead_letters_lost.get(),
         }

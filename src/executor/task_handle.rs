@@ -49,6 +49,21 @@ impl TaskHandle {
     /// worker takes it (which walks the queue). Returns whether it was taken back: then it never runs
     /// and counts as cancelled. `false`: it has been released or started, was cancelled before, or was
     /// never accepted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_defer::Defer;
+    /// # async fn welcome(_: i64) {}
+    /// # async fn pay(_: i64) -> Result<(), &'static str> { Ok(()) }
+    /// # async fn handler(defer: Defer) -> Result<(), &'static str> {
+    /// let mail = defer.run(move || welcome(17));
+    /// if let Err(error) = pay(17).await {
+    ///     mail.cancel();
+    ///     return Err(error);
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn cancel(&self) -> bool {
         self.0
             .as_ref()

@@ -37,8 +37,16 @@ impl Watch {
     /// Called when an attempt has been written into its slot. Relaxed: a watch that ends clears the
     /// mark and then looks into the slots, under their locks, so it finds the attempt there, or the
     /// attempt finds the mark cleared.
+    #[inline]
     pub(super) fn wake(&self, shared: &Arc<Shared>) {
-        if self.awake.0.load(Ordering::Relaxed) || self.awake.0.swap(true, Ordering::Relaxed) {
+        if !self.awake.0.load(Ordering::Relaxed) {
+            self.start(shared);
+        }
+    }
+
+    #[cold]
+    fn start(&self, shared: &Arc<Shared>) {
+        if self.awake.0.swap(true, Ordering::Relaxed) {
             return;
         }
         let watched = Arc::downgrade(shared);

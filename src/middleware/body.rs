@@ -16,11 +16,14 @@ use pin_project::pin_project;
 
 use super::future::grpc_status;
 use crate::defer::{Ending, Hold};
+use crate::error::bounded_text;
 use crate::response::{BodySeen, classify};
 use crate::sync::Arc;
-use crate::task::bounded_text;
 
 /// A response body behind a [`DeferLayer`](crate::DeferLayer).
+///
+/// Frames, trailers, errors, `size_hint` and `is_end_stream` are the inner body's. Its drop tells how the
+/// response ended; the tasks are released when the last of its chunks is dropped, too.
 #[pin_project]
 #[derive(Debug)]
 pub struct DeferBody<B> {
@@ -36,7 +39,6 @@ pub struct DeferBody<B> {
 pub(super) struct Watch {
     hold: Hold,
     seen: BodySeen,
-    grpc_status: Option<i32>,
     error: Option<Arc<str>>,
     /// We are within the inner body: dropped now, it has panicked.
     entered: bool,
@@ -67,7 +69,8 @@ where
         watch.entered = true;
         let polled = this.inner.as_mut().poll_frame(cx);
         watch.entered = false;
-        watch.mark(polled.is_pending());
+        // Also before the first registration: it may come while the body waits for its next frame.
+        watch.hold.asked(polled.is_pending());
         match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
@@ -100,15 +103,8 @@ impl Watch {
         Self {
             hold,
             seen,
-            grpc_status: None,
             error: None,
             entered: false,
-        }
-    }
-
-    fn mark(&self, idle: bool) {
-        if self.hold.collector().is_used() {
-            self.hold.mark(idle);
         }
     }
 
@@ -123,7 +119,9 @@ impl Watch {
         };
         if let Some(trailers) = frame.trailers_ref() {
             self.seen.ended = true;
-            self.grpc_status = grpc_status(trailers);
+            if let Some(status) = grpc_status(trailers) {
+                self.hold.collector().trailers(status);
+            }
         }
         frame
     }
@@ -153,11 +151,10 @@ impl Drop for Watch {
             self.seen.failed = true;
             self.error = Some("the body panicked".into());
         }
-        self.mark(false);
+        self.hold.asked(false);
         let collector = self.hold.collector();
         collector.end(Ending {
             end: classify(self.seen),
-            grpc_status: self.grpc_status,
             bytes: self.seen.yielded,
             body_error: self.error.take(),
         });
@@ -179,6 +176,6 @@ impl AsRef<[u8]> for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.hold.mark(false);
+        self.hold.taken();
     }
 }

@@ -16,6 +16,13 @@ use crate::response::{BodySeen, End};
 use crate::sync::Arc;
 
 /// The response future of a [`DeferService`](crate::DeferService).
+///
+/// Dropped before it is ready, it releases the request's tasks with
+/// [`End::Cancelled`](crate::End::Cancelled): the client has left.
+///
+/// # Panics
+///
+/// When it is polled after it was ready.
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]

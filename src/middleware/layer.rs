@@ -12,9 +12,13 @@ use crate::sync::Arc;
 /// Puts a [`Defer`](crate::Defer) into the extensions of every request, and runs what is registered
 /// there after the response is out.
 ///
-/// Add it last (axum: outermost), so that nothing outside it holds the body back or sees its end first.
-/// With axum it is cheaper, and exact for HEAD, around the finished router than through
-/// `Router::layer`: `let app = defer.layer(router)`.
+/// It belongs outermost, so that nothing outside it holds the body back or sees its end first: in axum the
+/// last `.layer(…)`, in tonic's `Server` and tower's `ServiceBuilder` the first. A second one further in
+/// shares the collector of the first, so nothing starts before the outer body is out; tasks that are
+/// registered under it run on its own executor.
+///
+/// Through axum's `Router::layer`, the tasks of a HEAD request are released when axum discards the body,
+/// before the head is written. Around the finished router they are not; the README shows how.
 ///
 /// Cheap to clone; clones share the executor. Keep one for the shutdown.
 ///
@@ -57,12 +61,13 @@ impl DeferLayer {
         Self::with(Executor::new(), settings)
     }
 
-    /// Runs the tasks on this executor, which may be shared with other layers.
+    /// Runs the tasks on this executor, which may be shared with other layers. Default: one of its own.
     pub fn executor(self, executor: Executor) -> Self {
         Self::with(executor, self.settings)
     }
 
-    /// How many tasks a request may register; at least 1.
+    /// How many tasks a request may register; at least 1. Default: 1,024. What goes beyond is rejected with
+    /// [`RejectReason::RequestLimit`](crate::RejectReason::RequestLimit).
     pub fn max_tasks_per_request(self, tasks: usize) -> Self {
         let settings = Settings {
             max_tasks: tasks.max(1),
@@ -73,7 +78,7 @@ impl DeferLayer {
 
     /// How long a response may make no progress (no frame asked for, no chunk taken) before its tasks
     /// are released all the same, with [`End::Stalled`](crate::End::Stalled). Coarse: up to a quarter
-    /// later. A stream that waits for its own next item is not stalled.
+    /// later. A stream that waits for its own next item is not stalled. Default: 30 s.
     pub fn max_hold(self, time: Duration) -> Self {
         let settings = Settings {
             max_hold: time,

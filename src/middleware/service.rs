@@ -11,6 +11,9 @@ use crate::defer::{Collector, Defer, Scope};
 use crate::sync::Arc;
 
 /// A service behind a [`DeferLayer`](crate::DeferLayer).
+///
+/// Its error is the inner service's, untouched, and so is its readiness. The inner response's body must
+/// yield [`bytes::Bytes`], as axum's, tonic's and hyper's do.
 #[derive(Clone, Debug)]
 pub struct DeferService<S> {
     inner: S,

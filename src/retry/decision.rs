@@ -3,23 +3,7 @@
 use std::time::Duration;
 
 use super::Retry;
-
-/// What kind of failure an attempt ended with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// Worth another try.
-    Plain,
-    /// The user's predicate said that it is not.
-    NotRetryable,
-    /// Not worth another try.
-    Fatal,
-    /// Worth another try after this long.
-    RetryAfter(Duration),
-    /// The attempt outlived its time.
-    TimedOut,
-    /// The task panicked.
-    Panicked,
-}
+use crate::error::Class;
 
 /// An attempt that did not succeed.
 #[derive(Clone, Copy, Debug)]

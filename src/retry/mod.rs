@@ -11,5 +11,5 @@ mod policy;
 pub use budget::RetryBudget;
 pub(crate) use budget::TokenBucket;
 pub use decision::DiscardReason;
-pub(crate) use decision::{Class, Decision, FailedAttempt, decide};
+pub(crate) use decision::{Decision, FailedAttempt, decide};
 pub use policy::{Jitter, Retry};

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::error::TaskError;
 use crate::sync::Arc;
-use crate::task::TaskError;
 
 type Predicate = Arc<dyn Fn(&TaskError) -> bool + Send + Sync>;
 
@@ -86,21 +86,21 @@ impl Retry {
         }
     }
 
-    /// The delay after the first failed attempt.
+    /// The delay after the first failed attempt. Default: 500 ms.
     #[must_use]
     pub fn first_delay(mut self, delay: Duration) -> Self {
         self.first_delay = delay;
         self
     }
 
-    /// The longest delay that growth may reach.
+    /// The longest delay that growth may reach. Default: 60 s.
     #[must_use]
     pub fn max_delay(mut self, delay: Duration) -> Self {
         self.max_delay = delay;
         self
     }
 
-    /// How delays are spread.
+    /// How delays are spread. Default: [`Jitter::Full`], of [`fixed`](Retry::fixed) ones [`Jitter::None`].
     #[must_use]
     pub fn jitter(mut self, jitter: Jitter) -> Self {
         self.jitter = jitter;
@@ -110,7 +110,7 @@ impl Retry {
     /// The time for the whole task, counted from when it was handed to the executor (for a task of a
     /// request: at the release). No retry starts after it, and a retry that runs then is ended as by
     /// its timeout. The first attempt always happens, however long it was queued, and takes no longer
-    /// than this either.
+    /// than this either. Default: 10 minutes.
     #[must_use]
     pub fn give_up_after(mut self, time: Duration) -> Self {
         self.give_up_after = time;
@@ -126,7 +126,18 @@ impl Retry {
     }
 
     /// Retries only the errors for which `predicate` answers yes. A fatal error is never retried, and
-    /// a predicate that panics ends the task as a panic of the task would.
+    /// a predicate that panics ends the task as a panic of the task would. Default: all errors.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::Retry;
+    ///
+    /// let retry = Retry::exponential(8).only_if(|error| {
+    ///     error.get_ref().downcast_ref::<std::io::Error>().is_some()
+    /// });
+    /// # let _ = retry;
+    /// ```
     #[must_use]
     pub fn only_if(
         mut self,

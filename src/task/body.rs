@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use pin_project::pin_project;
 
-use super::{Attempt, TaskContext, TaskError, name, panic_text};
+use super::{TaskContext, name};
+use crate::error::{TaskError, panic_text};
 
 /// What a task's future may return: `()`, or `Result<(), E>` with an error that becomes a
 /// [`TaskError`] (any `std::error::Error`, a text, or a `TaskError` itself).
@@ -57,7 +58,7 @@ pub(crate) trait Body: Send {
     /// has been dropped.
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<Attempt>,
+        context: Option<&TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>>;
 
@@ -69,8 +70,8 @@ pub(crate) trait Body: Send {
     /// Whether another attempt is possible.
     fn reusable(&self) -> bool;
 
-    /// The function that registered it.
-    fn default_name(&self) -> &'static str;
+    /// Finds the function that registered it.
+    fn default_name(&self) -> fn() -> &'static str;
 }
 
 /// A closure that makes a future for each attempt: `F` is one of the [`Make`]s below.
@@ -85,7 +86,7 @@ pub(crate) struct Repeat<F: Make> {
 pub(crate) trait Make: Send {
     const KIND: Kind;
     type Future: Future<Output: TaskOutput> + Send;
-    fn make(&self, attempt: &mut Option<Attempt>) -> Self::Future;
+    fn make(&self, context: Option<&TaskContext>) -> Self::Future;
     fn default_name() -> &'static str;
 }
 
@@ -98,12 +99,12 @@ impl<F: Make> Repeat<F> {
 impl<F: Make> Body for Repeat<F> {
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<Attempt>,
+        context: Option<&TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
         if this.future.is_none() {
-            let future = this.make.make(attempt);
+            let future = this.make.make(context);
             this.future.set(Some(future));
         }
         let output = match this.future.as_mut().as_pin_mut() {
@@ -125,8 +126,8 @@ impl<F: Make> Body for Repeat<F> {
         true
     }
 
-    fn default_name(&self) -> &'static str {
-        F::default_name()
+    fn default_name(&self) -> fn() -> &'static str {
+        F::default_name
     }
 }
 
@@ -154,12 +155,12 @@ where
     const KIND: Kind = Kind::Async;
     type Future = Fut;
 
-    fn make(&self, _: &mut Option<Attempt>) -> Fut {
+    fn make(&self, _: Option<&TaskContext>) -> Fut {
         (self.0)()
     }
 
     fn default_name() -> &'static str {
-        name::of_closure(std::any::type_name::<F>())
+        name::of::<F>()
     }
 }
 
@@ -174,12 +175,12 @@ where
     const KIND: Kind = Kind::Async;
     type Future = Fut;
 
-    fn make(&self, _: &mut Option<Attempt>) -> Fut {
+    fn make(&self, _: Option<&TaskContext>) -> Fut {
         (self.1)(self.0.clone())
     }
 
     fn default_name() -> &'static str {
-        name::of_closure(std::any::type_name::<F>())
+        name::of::<F>()
     }
 }
 
@@ -193,19 +194,19 @@ where
     const KIND: Kind = Kind::AsyncWithContext;
     type Future = Fut;
 
-    fn make(&self, attempt: &mut Option<Attempt>) -> Fut {
-        (self.0)(context(attempt))
+    fn make(&self, context: Option<&TaskContext>) -> Fut {
+        (self.0)(given(context))
     }
 
     fn default_name() -> &'static str {
-        name::of_closure(std::any::type_name::<F>())
+        name::of::<F>()
     }
 }
 
-/// The executor describes every attempt of a body that asks for its context, once.
-fn context(attempt: &mut Option<Attempt>) -> TaskContext {
-    match attempt.take() {
-        Some(attempt) => TaskContext::new(attempt),
+/// The executor describes every attempt of a body that asks for its context.
+fn given(context: Option<&TaskContext>) -> TaskContext {
+    match context {
+        Some(context) => context.clone(),
         None => unreachable!("an attempt of a body with a context is begun with a description"),
     }
 }
@@ -233,7 +234,7 @@ where
 {
     fn poll(
         self: Pin<&mut Self>,
-        _: &mut Option<Attempt>,
+        _: Option<&TaskContext>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
@@ -260,8 +261,8 @@ where
         !self.begun
     }
 
-    fn default_name(&self) -> &'static str {
-        name::of_closure(std::any::type_name::<Fut>())
+    fn default_name(&self) -> fn() -> &'static str {
+        name::of::<Fut>
     }
 }
 
@@ -276,7 +277,7 @@ impl<F> Blocking<F> {
     pub(crate) fn named<N>(attempt: F) -> Self {
         Self {
             attempt,
-            name: std::any::type_name::<N>,
+            name: name::of::<N>,
         }
     }
 }
@@ -288,11 +289,11 @@ where
 {
     fn poll(
         self: Pin<&mut Self>,
-        attempt: &mut Option<Attempt>,
+        context: Option<&TaskContext>,
         _: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let body = self.as_ref().get_ref();
-        Poll::Ready((body.attempt)(context(attempt)).into_result())
+        Poll::Ready((body.attempt)(given(context)).into_result())
     }
 
     fn end(self: Pin<&mut Self>) {}
@@ -305,7 +306,7 @@ where
         true
     }
 
-    fn default_name(&self) -> &'static str {
-        name::of_closure((self.name)())
+    fn default_name(&self) -> fn() -> &'static str {
+        self.name
     }
 }

@@ -18,15 +18,14 @@ pub(crate) trait Origin: Send + Sync {
     fn follows(&self) -> Option<tracing::span::Id>;
 }
 
-/// One attempt, as the executor describes it to the task's body.
+/// One attempt, as the executor describes it to a body that asks for it.
 pub(crate) struct Attempt {
     pub(crate) id: TaskId,
     pub(crate) name: Name,
     pub(crate) number: u32,
     pub(crate) last_error: Option<Arc<str>>,
     pub(crate) origin: Option<Arc<dyn Origin>>,
-    /// Only for bodies that can see it.
-    pub(crate) token: Option<CancellationToken>,
+    pub(crate) token: CancellationToken,
 }
 
 /// What an attempt can ask for; see [`Task::with_context`](crate::Task::with_context).
@@ -70,15 +69,12 @@ impl TaskContext {
     /// An async task is dropped at its next await point then anyway; the token is for what it started
     /// elsewhere, and for blocking tasks, which nothing else can stop.
     pub fn cancellation(&self) -> CancellationToken {
-        self.0.token.clone().unwrap_or_default()
+        self.0.token.clone()
     }
 
     /// Shorthand for `cancellation().is_cancelled()`.
     pub fn is_cancelled(&self) -> bool {
-        self.0
-            .token
-            .as_ref()
-            .is_some_and(CancellationToken::is_cancelled)
+        self.0.token.is_cancelled()
     }
 }
 

@@ -33,16 +33,23 @@ impl<T: Link> Fifo<T> {
         self.len == 0
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, mut item: T) {
         *item.link() = self.back.take();
         self.back = Some(item);
         self.len += 1;
     }
 
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<T> {
         if self.front.is_none() {
             self.turn();
         }
+        self.pop_front()
+    }
+
+    #[inline]
+    fn pop_front(&mut self) -> Option<T> {
         let mut item = self.front.take()?;
         self.front = item.link().take();
         self.len -= 1;
@@ -72,14 +79,29 @@ impl<T: Link> Fifo<T> {
         found
     }
 
+    /// Puts all of `other` behind what is here. Where nothing has been taken from it, as nearly always,
+    /// its stack is laid on ours as it is.
     pub(crate) fn append(&mut self, mut other: Fifo<T>) {
-        while let Some(item) = other.pop() {
+        while let Some(item) = other.pop_front() {
             self.push(item);
+        }
+        if !other.is_empty() {
+            let mut end = &mut other.back;
+            while let Some(item) = end {
+                end = item.link();
+            }
+            *end = self.back.take();
+            self.back = other.back.take();
+            self.len += std::mem::take(&mut other.len);
         }
     }
 
     /// Calls `see` with each item; the order is of no meaning.
     pub(crate) fn for_each(&mut self, mut see: impl FnMut(&T)) {
+        self.for_each_mut(|item| see(item));
+    }
+
+    pub(crate) fn for_each_mut(&mut self, mut see: impl FnMut(&mut T)) {
         for mut next in [&mut self.front, &mut self.back] {
             while let Some(item) = next {
                 see(item);
@@ -100,8 +122,11 @@ impl<T: Link> Fifo<T> {
 
 impl<T: Link> Drop for Fifo<T> {
     /// One by one: the compiler's drop would recurse, and a long list overflows the stack.
+    #[inline]
     fn drop(&mut self) {
-        while self.pop().is_some() {}
+        while !self.is_empty() {
+            self.pop();
+        }
     }
 }
 

@@ -1,12 +1,16 @@
 //! What a task is called.
 
 use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
 
 use crate::sync::Arc;
 
 /// A name that is cheap to clone: an attempt's record takes one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(crate) enum Name {
+    /// That of the function that registered the task. Looked for only when someone reads it: the
+    /// search was 297 of the 2,272 instructions of a task.
+    Function(fn() -> &'static str),
     Static(&'static str),
     Shared(Arc<str>),
 }
@@ -14,9 +18,24 @@ pub(crate) enum Name {
 impl Name {
     pub(crate) fn as_str(&self) -> &str {
         match self {
+            Name::Function(name) => name(),
             Name::Static(name) => name,
             Name::Shared(name) => name,
         }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -29,11 +48,16 @@ impl From<Cow<'static, str>> for Name {
     }
 }
 
+/// The function that holds the closure or the future `F`.
+pub(crate) fn of<F>() -> &'static str {
+    of_closure(std::any::type_name::<F>())
+}
+
 /// The function that holds a closure: its type's name up to the closure.
 ///
 /// `app::sign_up::{{closure}}::{{closure}}` is `app::sign_up`. A marker within `<…>` belongs to a type
 /// argument and says nothing about where the closure stands.
-pub(crate) fn of_closure(type_name: &'static str) -> &'static str {
+fn of_closure(type_name: &'static str) -> &'static str {
     let mut depth = 0_usize;
     for (at, byte) in type_name.bytes().enumerate() {
         match byte {

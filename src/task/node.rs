@@ -6,8 +6,9 @@ use std::pin::Pin;
 use pin_project::pin_project;
 
 use super::id::Sequence;
-use super::{Body, Link, Name, Origin, Settings, TaskId, When, panic_text};
+use super::{Body, Link, Name, Origin, Settings, TaskId, When};
 use crate::clock::Tick;
+use crate::error::panic_text;
 use crate::sync::Arc;
 
 /// 64 bytes, which is what a queued task costs beside its own captures (a test holds it).
@@ -88,7 +89,7 @@ impl Node {
     pub(crate) fn name(&self) -> Name {
         match self.settings().and_then(|settings| settings.name.clone()) {
             Some(name) => name,
-            None => Name::Static(self.body().default_name()),
+            None => Name::Function(self.body().default_name()),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::sync::Arc;
 
 /// A unit of deferred work, and how it is to be treated.
 ///
-/// A closure becomes a task by itself ([`Defer::run`](crate::Defer::run) takes `impl Into<Task>`); the
+/// A closure becomes a task by itself ([`Defer::run`](crate::Defer::run) takes `impl IntoTask`); the
 /// constructors here are for tasks that need a name, a policy or a state. The closure is `Fn`, not
 /// `FnMut` or `FnOnce`: an attempt must not spend what the next one needs. A future cannot borrow from
 /// its closure on stable Rust, so what it needs is cloned per attempt: [`with`](Task::with) does that.
@@ -84,7 +84,8 @@ impl Settings {
 }
 
 impl Task {
-    /// A task that calls `attempt` for each of its attempts.
+    /// A task that calls `attempt` for each of its attempts. What each attempt consumes it must clone, or
+    /// be given by [`with`](Task::with).
     #[track_caller]
     pub fn new<F, Fut>(attempt: F) -> Self
     where
@@ -110,6 +111,20 @@ impl Task {
 
     /// A task that is told about its attempt: its number, how the last one ended, what became of the
     /// response, a cancellation token.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::{Task, TaskContext, TaskError};
+    ///
+    /// # async fn charge(_: String) -> Result<(), std::io::Error> { Ok(()) }
+    /// let task = Task::with_context(|context: TaskContext| async move {
+    ///     // The same for every attempt: the receiver can tell a repetition.
+    ///     charge(context.id().to_string()).await?;
+    ///     Ok::<_, TaskError>(())
+    /// });
+    /// # let _ = task;
+    /// ```
     #[track_caller]
     pub fn with_context<F, Fut>(attempt: F) -> Self
     where
@@ -122,7 +137,8 @@ impl Task {
         ))
     }
 
-    /// A plain future. It can be run only once: one attempt, and no replay if that fails.
+    /// A plain future. It can be run only once: one attempt, whatever the policy says, and no replay if
+    /// that fails.
     #[track_caller]
     pub fn once<Fut>(future: Fut) -> Self
     where
@@ -147,6 +163,24 @@ impl Task {
 
     /// As [`blocking`](Task::blocking), told about its attempt: it should look at the context's
     /// cancellation token from time to time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_defer::{Task, TaskContext};
+    ///
+    /// # fn render(_page: u32) {}
+    /// let task = Task::blocking_with_context(|context: TaskContext| {
+    ///     for page in 0..1000 {
+    ///         if context.is_cancelled() {
+    ///             return Err("cancelled before its last page");
+    ///         }
+    ///         render(page);
+    ///     }
+    ///     Ok(())
+    /// });
+    /// # let _ = task;
+    /// ```
     #[track_caller]
     pub fn blocking_with_context<F, R>(attempt: F) -> Self
     where
@@ -163,7 +197,8 @@ impl Task {
         self
     }
 
-    /// When it is tried again. Default: the executor's.
+    /// When it is tried again. Default: the executor's, which is [`Retry::default`] unless it says
+    /// otherwise.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.0.settings_mut().retry = Some(retry);
         self
@@ -190,6 +225,42 @@ impl Task {
 
     pub(crate) fn into_node(self) -> Node {
         self.0
+    }
+}
+
+/// What `run` and `submit` take: a [`Task`], or a closure that makes the future of an attempt.
+///
+/// Not `Into<Task>`, which says no more than that it is not implemented.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a task",
+    label = "expected a closure that makes a future, or a `Task`",
+    note = "wrap an async call in a closure, `|| call(…)`: each attempt makes its own future",
+    note = "a future that can only be run once is given as `Task::once(future)`"
+)]
+pub trait IntoTask: sealed::Sealed {
+    /// The task, with the defaults of its executor where it says nothing itself.
+    fn into_task(self) -> Task;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<T: Into<super::Task>> Sealed for T {}
+}
+
+impl IntoTask for Task {
+    fn into_task(self) -> Task {
+        self
+    }
+}
+
+impl<F, Fut> IntoTask for F
+where
+    F: Fn() -> Fut + Send + 'static,
+    Fut: Future<Output: TaskOutput> + Send + 'static,
+{
+    #[track_caller]
+    fn into_task(self) -> Task {
+        Task::new(self)
     }
 }
 

@@ -5,7 +5,22 @@ use std::fmt::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use crate::retry::Class;
+/// What kind of failure an attempt ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Worth another try.
+    Plain,
+    /// The user's predicate said that it is not.
+    NotRetryable,
+    /// Not worth another try.
+    Fatal,
+    /// Worth another try after this long.
+    RetryAfter(Duration),
+    /// The attempt outlived its time.
+    TimedOut,
+    /// The task panicked.
+    Panicked,
+}
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

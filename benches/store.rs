@@ -1,0 +1,292 @@
+//! What the embedded store costs, against the least that durability can cost on the same disk.
+//!
+//! Not a benchmark of the disk: the figures that count are the ratios, made in one run, in
+//! interleaved rounds. `cargo bench --bench store --features sqlite`; `-- --quick` for a short one,
+//! `-- --dir PATH` for another disk, `-- --only appends` or `-- --only deliveries` for a half.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
+use tower_defer::event::store::{NewEvent, Settle, Sqlite, Start, Store};
+
+/// The record of the reference measurements: 200 bytes.
+const RECORD: usize = 200;
+
+/// Where the time begins for the store; it only has to rise.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+
+struct Options {
+    quick: bool,
+    dir: PathBuf,
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let after = |name: &str| args.iter().skip_while(|arg| *arg != name).nth(1).cloned();
+    let parent = after("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
+    let options = Options {
+        quick: args.iter().any(|arg| arg == "--quick"),
+        dir: parent.join(format!("defer-bench-{}", std::process::id())),
+    };
+    std::fs::create_dir_all(&options.dir).expect("a directory to write to");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let only = after("--only");
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    if wanted("appends") {
+        appends(&runtime, &options);
+    }
+    if wanted("deliveries") {
+        deliveries(&runtime, &options);
+    }
+    let _ = std::fs::remove_dir_all(&options.dir);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Durable appends by concurrent writers, each of whom waits for its own. The files stay open over
+/// all rounds, so that what is measured is the steady state, checkpoints included.
+fn appends(runtime: &Runtime, options: &Options) {
+    let (rounds, round) = if options.quick { (3, 300) } else { (9, 1_000) };
+    let round = Duration::from_millis(round);
+    println!("durable appends/s, {RECORD} bytes, median (best) of {rounds} interleaved rounds");
+    println!("writers | file + fdatasync | store, due | ratio | store, claimed | ratio");
+    for writers in [1, 16, 64] {
+        let mut figures = [Vec::new(), Vec::new(), Vec::new()];
+        let path = |name: &str| options.dir.join(format!("{name}-{writers}"));
+        let log = Log::create(&path("log"));
+        let stores = ["due", "claimed"].map(|name| {
+            let store = Sqlite::open(path(name)).expect("open");
+            (
+                Arc::new(store),
+                if name == "due" {
+                    Start::At(EPOCH_MS)
+                } else {
+                    Start::Claimed
+                },
+            )
+        });
+        for number in 0..rounds {
+            // A different order in every round, so that none always follows the same neighbour.
+            for i in (0..3).map(|i| (i + number) % 3) {
+                figures[i].push(match i {
+                    0 => log_rate(runtime, writers, round, &log),
+                    i => store_rate(runtime, writers, round, &stores[i - 1]),
+                });
+            }
+        }
+        for (store, _) in stores {
+            runtime.block_on(store.close()).expect("close");
+        }
+        let best = figures
+            .each_ref()
+            .map(|f| f.iter().copied().fold(0.0, f64::max));
+        let [bare, due, claimed] = figures.map(median);
+        println!(
+            "{writers:7} | {bare:7.0} ({:6.0}) | {due:7.0} ({:6.0}) | {:.2} | {claimed:7.0} ({:6.0}) \
+             | {:.2}",
+            best[0],
+            best[1],
+            due / bare,
+            best[2],
+            claimed / bare
+        );
+    }
+}
+
+fn log_rate(runtime: &Runtime, writers: usize, round: Duration, log: &Log) -> f64 {
+    let log = log.clone();
+    rate(runtime, writers, round, move || {
+        let log = log.clone();
+        async move { log.append(vec![b'x'; RECORD]).await }
+    })
+}
+
+fn store_rate(
+    runtime: &Runtime,
+    writers: usize,
+    round: Duration,
+    (store, start): &(Arc<Sqlite>, Start),
+) -> f64 {
+    let (store, start) = (Arc::clone(store), *start);
+    let name: Arc<str> = "user.created".into();
+    let subscriber: Arc<str> = "welcome-email".into();
+    rate(runtime, writers, round, move || {
+        let store = Arc::clone(&store);
+        let event = NewEvent::new(name.clone(), payload()).deliver(subscriber.clone(), start);
+        async move { drop(store.append(vec![event], EPOCH_MS).await.expect("append")) }
+    })
+}
+
+fn payload() -> String {
+    format!("\"{}\"", "x".repeat(RECORD - 2))
+}
+
+/// How often per second `writers` tasks together get `work` done.
+fn rate<F>(
+    runtime: &Runtime,
+    writers: usize,
+    round: Duration,
+    work: impl Fn() -> F + Clone + Send + 'static,
+) -> f64
+where
+    F: Future<Output = ()> + Send,
+{
+    runtime.block_on(async {
+        let start = now();
+        let tasks: Vec<_> = (0..writers)
+            .map(|_| {
+                let work = work.clone();
+                #[expect(clippy::disallowed_methods, reason = "no executor of ours is measured")]
+                tokio::spawn(async move {
+                    let mut count = 0_u32;
+                    while start.elapsed() < round {
+                        work().await;
+                        count += 1;
+                    }
+                    count
+                })
+            })
+            .collect();
+        let mut total = 0.0;
+        for task in tasks {
+            total += f64::from(task.await.expect("a writer"));
+        }
+        total / start.elapsed().as_secs_f64()
+    })
+}
+
+/// The reference: one thread appends what has arrived to a file, syncs once, and answers all.
+#[derive(Clone)]
+struct Log(mpsc::Sender<(Vec<u8>, oneshot::Sender<()>)>);
+
+impl Log {
+    fn create(path: &Path) -> Self {
+        let mut file = File::create(path).expect("a log");
+        let (sender, mut queue) = mpsc::channel::<(Vec<u8>, oneshot::Sender<()>)>(1_024);
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let mut waiting = Vec::new();
+            while let Some(first) = queue.blocking_recv() {
+                let mut next = Some(first);
+                while let Some((record, reply)) = next {
+                    bytes.extend_from_slice(&record);
+                    waiting.push(reply);
+                    next = queue.try_recv().ok();
+                }
+                file.write_all(&bytes)
+                    .and_then(|()| file.sync_data())
+                    .expect("a write");
+                bytes.clear();
+                for reply in waiting.drain(..) {
+                    let _ = reply.send(());
+                }
+            }
+        });
+        Self(sender)
+    }
+
+    async fn append(&self, record: Vec<u8>) {
+        let (reply, done) = oneshot::channel();
+        self.0
+            .send((record, reply))
+            .await
+            .expect("the log's thread");
+        done.await.expect("the log's thread");
+    }
+}
+
+/// Claim, run nothing, settle, with so many stored; then how soon a new process has its first.
+fn deliveries(runtime: &Runtime, options: &Options) {
+    let (rounds, large) = if options.quick {
+        (3, 100_000)
+    } else {
+        (5, 1_000_000)
+    };
+    println!(
+        "\nclaim + no-op + settle, each a durable commit, median of {rounds} rounds of 20,000"
+    );
+    println!("stored unfinished | batches of 10, /s | of 100, /s");
+    for stored in [20_000, large] {
+        let path = options.dir.join(format!("deliveries-{stored}"));
+        let store = Sqlite::open(&path).expect("open");
+        runtime.block_on(fill(&store, stored));
+        let figures = [10, 100].map(|batch| {
+            let rates = (0..rounds).map(|_| runtime.block_on(run(&store, batch, 20_000)));
+            median(rates.collect())
+        });
+        println!("{stored:17} | {:17.0} | {:10.0}", figures[0], figures[1]);
+        if stored == large {
+            let running = 65_536;
+            let claimed = runtime
+                .block_on(store.claim(running, EPOCH_MS))
+                .expect("claim");
+            recovery(runtime, options, &path, claimed.len());
+        }
+    }
+}
+
+async fn fill(store: &Sqlite, count: usize) {
+    for _ in 0..count.div_ceil(1_000) {
+        let batch = (0..1_000)
+            .map(|_| NewEvent::new("user.created", payload()).deliver("a", Start::At(EPOCH_MS)))
+            .collect();
+        store.append(batch, EPOCH_MS).await.expect("append");
+    }
+}
+
+/// Delivers `count`, and puts as many new ones in their place outside of the measured time.
+async fn run(store: &Sqlite, batch: usize, count: usize) -> f64 {
+    let start = now();
+    for _ in 0..count / batch {
+        let claimed = store.claim(batch, EPOCH_MS).await.expect("claim");
+        assert_eq!(claimed.len(), batch, "the store ran dry");
+        let settles = claimed
+            .into_iter()
+            .map(|c| (c.token, Settle::Complete))
+            .collect();
+        store.settle(settles, EPOCH_MS).await.expect("settle");
+    }
+    let rate = f64::from(u32::try_from(count).expect("a count")) / start.elapsed().as_secs_f64();
+    fill(store, count).await;
+    rate
+}
+
+/// Opens the image that a killed process would leave, until the first claim is in hand.
+fn recovery(runtime: &Runtime, options: &Options, path: &Path, running: usize) {
+    let image = options.dir.join("image");
+    for suffix in ["", "-wal"] {
+        let name = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+        std::fs::copy(name(path), name(&image)).expect("an image");
+    }
+    let start = now();
+    let store = Sqlite::open(&image).expect("open");
+    let opened = start.elapsed();
+    let claimed = runtime.block_on(store.claim(1, i64::MAX)).expect("claim");
+    let first = start.elapsed();
+    assert_eq!(claimed.len(), 1, "nothing to recover");
+    let start = now();
+    let counts = runtime.block_on(store.counts()).expect("counts");
+    println!(
+        "\nrecovery: {} unfinished, {running} of them running when killed: open {opened:.1?}, \
+         first claim {first:.1?} after the start; counts take {:.1?}",
+        counts.queued + counts.retrying + counts.running,
+        start.elapsed()
+    );
+}

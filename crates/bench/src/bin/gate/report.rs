@@ -1,0 +1,231 @@
+//! The table: target, reference, ours, ratio, met or not, and whether it has grown.
+
+use std::collections::HashMap;
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use crate::{allocations_of, in_runtime, tasks};
+
+/// Both lengths are multiples of the longest burst, and the shorter one is past the warm-up.
+const SHORT: usize = 640;
+const LONG: usize = 1920;
+
+/// A recorded ratio may be exceeded by so much: code that has nothing to do with it moves the
+/// references' counts by up to half a per cent, another compiler by more.
+const MARGIN: f64 = 1.04;
+
+const VARIANTS: &[&str] = &[
+    "request",
+    "request+add_extension",
+    "request+defer",
+    "request+request_id",
+    "request+trace",
+    "router",
+    "router+identity",
+    "router+extension",
+    "router+defer",
+    "defer around router",
+    "router, 1 spawn",
+    "router+defer, 1 task",
+    "spawn/64",
+    "spawn/1",
+    "tracker/64",
+    "tracker/1",
+    "by hand/64",
+    "by hand/1",
+    "submit/64",
+    "submit/1",
+    "submit once/64",
+    "spawn, waits/64",
+    "spawn+timeout, waits/64",
+    "by hand, waits/64",
+    "submit, waits/64",
+    "spawn, waits/1",
+    "spawn+timeout, waits/1",
+    "by hand, waits/1",
+    "submit, waits/1",
+    "whole spawn 1/64",
+    "whole defer 1/64",
+    "whole spawn 4/64",
+    "whole defer 4/64",
+    "whole spawn 1/1",
+    "whole defer 1/1",
+    "whole spawn 4/1",
+    "whole defer 4/1",
+];
+
+/// `(ours - base) / (reference - base)`.
+struct Target {
+    number: &'static str,
+    what: &'static str,
+    ours: &'static str,
+    reference: &'static str,
+    base: Option<&'static str>,
+    /// None: no target is set, the figure is there to be looked at.
+    target: Option<f64>,
+}
+
+const fn target(
+    number: &'static str,
+    what: &'static str,
+    ours: &'static str,
+    reference: &'static str,
+    base: Option<&'static str>,
+    target: Option<f64>,
+) -> Target {
+    Target {
+        number,
+        what,
+        ours,
+        reference,
+        base,
+        target,
+    }
+}
+
+#[rustfmt::skip]
+const TARGETS: &[Target] = &[
+    target("1", "added to a request, nothing deferred", "request+defer", "request+add_extension", Some("request"), Some(1.5)),
+    target("3", "the same through an axum router", "router+defer", "router+extension", Some("router"), Some(1.3)),
+    target("3b", "the same, around the router", "defer around router", "router+extension", Some("router"), None),
+    target("4", "ready task, burst of 64", "submit/64", "spawn/64", None, Some(0.4)),
+    target("5", "ready task, burst of 1", "submit/1", "spawn/1", None, Some(0.9)),
+    target("6", "task that waits once, burst of 64", "submit, waits/64", "spawn+timeout, waits/64", None, Some(0.7)),
+    target("6b", "task that waits once, burst of 1", "submit, waits/1", "spawn+timeout, waits/1", None, None),
+    target("7a", "whole path, 1 task, burst of 64", "whole defer 1/64", "whole spawn 1/64", None, Some(1.2)),
+    target("7b", "whole path, 4 tasks, burst of 64", "whole defer 4/64", "whole spawn 4/64", None, Some(0.6)),
+    target("7c", "whole path, 1 task, burst of 1", "whole defer 1/1", "whole spawn 1/1", None, None),
+    target("7d", "whole path, 4 tasks, burst of 1", "whole defer 4/1", "whole spawn 4/1", None, None),
+    target("7e", "axum router, handler with 1 task, burst of 64", "router+defer, 1 task", "router, 1 spawn", None, None),
+];
+
+/// One line a target: its number and the ratio it may not exceed by more than the margin.
+const LIMITS: &str = include_str!("../../../gate.limits");
+
+pub fn print() -> ExitCode {
+    let counts = match measure() {
+        Ok(counts) => counts,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("instructions each, and allocations\n");
+    for name in VARIANTS {
+        let allocations = allocations_of(name, SHORT);
+        println!("{name:<28} {:>8.0} {allocations:>8.2}", counts[name]);
+    }
+    println!(
+        "\n{:>3}  {:<46} {:>10} {:>8} {:>7} {:>7}  {:<7} limit",
+        "", "", "reference", "ours", "ratio", "target", ""
+    );
+    let mut grown = Vec::new();
+    for target in TARGETS {
+        let base = target.base.map_or(0.0, |base| counts[base]);
+        let reference = counts[target.reference] - base;
+        let ours = counts[target.ours] - base;
+        row(target, reference, ours, &mut grown);
+    }
+    by_allocations(&mut grown);
+    for line in &grown {
+        eprintln!("GROWN: {line}");
+    }
+    if grown.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn row(target: &Target, reference: f64, ours: f64, grown: &mut Vec<String>) {
+    let ratio = ours / reference;
+    let limit = limit(target.number);
+    let met = match target.target {
+        None => "",
+        Some(wanted) if ratio <= wanted => "met",
+        Some(_) => "NOT MET",
+    };
+    let wanted = target.target.map_or(String::new(), |t| format!("{t:.2}"));
+    let Target { number, what, .. } = target;
+    println!(
+        "{number:>3}  {what:<46} {reference:>10.0} {ours:>8.0} {ratio:>7.3} {wanted:>7}  {met:<7} {}",
+        limit.map_or(String::new(), |limit| format!("{limit:.3}"))
+    );
+    if limit.is_some_and(|limit| ratio > limit * MARGIN) {
+        grown.push(format!("{number}, {what}: {ratio:.3}"));
+    }
+}
+
+/// Targets 2 and 8: whole numbers, held to the letter of the target or of what was reached.
+fn by_allocations(grown: &mut Vec<String>) {
+    let each = |name| allocations_of(name, SHORT);
+    let added = each("request+defer") - each("request+add_extension");
+    let per_task = (each("whole defer 4/64") - each("whole defer 1/64")) / 3.0;
+    let queued = in_runtime(async { tasks::queued_bytes(4096) });
+    let ours = queued.once.saturating_sub(queued.future);
+    let theirs = queued.spawned.saturating_sub(queued.future);
+    println!();
+    for (number, what, figure, wanted) in [
+        ("2", "allocations more than `AddExtension`", added, 1.0),
+        ("2", "allocations for each task", per_task, 1.0),
+        ("8", "bytes of ours per queued task", ours as f64, 64.0),
+    ] {
+        // A worker's start may fall into the count; a hundredth is no allocation per task.
+        let ratio = figure / wanted - 0.01;
+        let said = if ratio <= 1.0 { "met" } else { "NOT MET" };
+        println!("{number:>3}  {what:<46} {figure:>10.2} at most {wanted:.0}  {said}");
+        if ratio > limit(number).unwrap_or(1.0) {
+            grown.push(format!("{number}, {what}: {figure:.2}"));
+        }
+    }
+    println!("     (a spawned task: {theirs} bytes beside its future)");
+}
+
+fn limit(number: &str) -> Option<f64> {
+    LIMITS.lines().find_map(|line| {
+        let (name, ratio) = line.split_once(' ')?;
+        (name == number).then(|| ratio.trim().parse().expect("gate.limits holds numbers"))
+    })
+}
+
+/// Instructions of each variant, on as many cores as there are.
+fn measure() -> Result<HashMap<&'static str, f64>, String> {
+    let next = AtomicUsize::new(0);
+    let counts = Mutex::new(Ok(HashMap::new()));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(name) = VARIANTS.get(next.fetch_add(1, Relaxed)) {
+                    let count = instructions(name, LONG)
+                        .and_then(|long| Ok(long - instructions(name, SHORT)?));
+                    let mut counts = counts.lock().expect("no thread panics here");
+                    match (&mut *counts, count) {
+                        (Ok(counts), Ok(count)) => {
+                            counts.insert(*name, count / (LONG - SHORT) as f64);
+                        }
+                        (_, Err(error)) => *counts = Err(error),
+                        (Err(_), Ok(_)) => {}
+                    }
+                }
+            });
+        }
+    });
+    counts.into_inner().expect("no thread panics here")
+}
+
+fn instructions(name: &str, n: usize) -> Result<f64, String> {
+    let gate = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(gate)
+        .args(["run", name, &n.to_string()])
+        .output()
+        .map_err(|error| format!("valgrind: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    said.lines()
+        .find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())
+        .filter(|_| output.status.success())
+        .ok_or_else(|| format!("{name}: valgrind has no count\n{said}"))
+}

@@ -1,0 +1,141 @@
+//! A plot with logarithmic axes, as SVG. Nothing more than these four need.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+pub(crate) struct Line {
+    pub(crate) name: &'static str,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+const WIDTH: f64 = 640.0;
+const HEIGHT: f64 = 360.0;
+const LEFT: f64 = 70.0;
+const RIGHT: f64 = 20.0;
+const TOP: f64 = 40.0;
+const BOTTOM: f64 = 50.0;
+const COLOURS: [&str; 3] = ["#0b6e99", "#c4554d", "#548164"];
+
+struct Axis {
+    from: f64,
+    to: f64,
+}
+
+impl Axis {
+    /// Whole decades around the values.
+    fn around(values: impl Iterator<Item = f64>) -> Self {
+        let (mut least, mut most) = (f64::MAX, f64::MIN);
+        for value in values.filter(|v| *v > 0.0) {
+            least = least.min(value.log10());
+            most = most.max(value.log10());
+        }
+        let from = least.floor();
+        Self {
+            from,
+            to: most.ceil().max(from + 1.0),
+        }
+    }
+
+    fn place(&self, value: f64) -> f64 {
+        (value.max(f64::MIN_POSITIVE).log10() - self.from) / (self.to - self.from)
+    }
+
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let (from, to) = (self.from as i32, self.to as i32);
+        (from..=to).map(|power| 10f64.powi(power))
+    }
+}
+
+pub(crate) fn write(path: &Path, title: &str, x: &str, y: &str, lines: &[Line]) {
+    let points = || lines.iter().flat_map(|line| line.points.iter());
+    let across = Axis::around(points().map(|p| p.0));
+    let up = Axis::around(points().map(|p| p.1));
+    let at_x = |v: f64| LEFT + across.place(v) * (WIDTH - LEFT - RIGHT);
+    let at_y = |v: f64| HEIGHT - BOTTOM - up.place(v) * (HEIGHT - TOP - BOTTOM);
+    let mut svg = String::new();
+    let mut put = |text: String| {
+        svg.push_str(&text);
+        svg.push('\n');
+    };
+    put(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+         font-family=\"sans-serif\" font-size=\"12\">"
+    ));
+    put(format!(
+        "<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>"
+    ));
+    put(format!(
+        "<text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{title}</text>"
+    ));
+    for tick in across.ticks() {
+        let x = at_x(tick);
+        let (top, bottom) = (TOP, HEIGHT - BOTTOM);
+        put(format!(
+            "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{bottom}\" stroke=\"#ddd\"/>"
+        ));
+        let y = bottom + 16.0;
+        put(format!(
+            "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{}</text>",
+            number(tick)
+        ));
+    }
+    for tick in up.ticks() {
+        let y = at_y(tick);
+        let right = WIDTH - RIGHT;
+        put(format!(
+            "<line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>"
+        ));
+        let (x, y) = (LEFT - 6.0, y + 4.0);
+        put(format!(
+            "<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{}</text>",
+            number(tick)
+        ));
+    }
+    for (n, line) in lines.iter().enumerate() {
+        let colour = COLOURS[n % COLOURS.len()];
+        let mut path = String::new();
+        for (x, y) in &line.points {
+            let _ = write!(path, "{:.1},{:.1} ", at_x(*x), at_y(*y));
+        }
+        put(format!(
+            "<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>"
+        ));
+        for (x, y) in &line.points {
+            put(format!(
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>",
+                at_x(*x),
+                at_y(*y)
+            ));
+        }
+        let y = TOP + 14.0 + 16.0 * n as f64;
+        put(format!(
+            "<text x=\"{}\" y=\"{y}\" fill=\"{colour}\">{}</text>",
+            LEFT + 10.0,
+            line.name
+        ));
+    }
+    let middle = LEFT + (WIDTH - LEFT - RIGHT) / 2.0;
+    put(format!(
+        "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{x}</text>",
+        HEIGHT - 12.0
+    ));
+    let half = TOP + (HEIGHT - TOP - BOTTOM) / 2.0;
+    put(format!(
+        "<text x=\"16\" y=\"{half}\" text-anchor=\"middle\" transform=\"rotate(-90 16 {half})\">{y}</text>"
+    ));
+    put("</svg>".to_owned());
+    std::fs::write(path, svg).expect("docs/ can be written");
+    println!(
+        "\nPlot: docs/{}",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    );
+}
+
+fn number(value: f64) -> String {
+    match value {
+        v if v >= 1e9 => format!("{}G", v / 1e9),
+        v if v >= 1e6 => format!("{}M", v / 1e6),
+        v if v >= 1e3 => format!("{}k", v / 1e3),
+        v => format!("{v}"),
+    }
+}

@@ -1,0 +1,324 @@
+//! The hot path inside a transaction: append, claim, settle, and recovery at open.
+//!
+//! Not durable by itself: the [`worker`](super::worker) commits, and answers only then.
+//!
+//! Invariants:
+//!
+//! 1. A row that cannot be trusted is set aside (parked as [`DAMAGED`], reported in the health)
+//!    and nothing is deleted; the rows around it go on.
+//! 2. What is on a damaged page is set aside in a transaction of its own, and skipped for the life
+//!    of the process if that fails too.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::fault::Fault;
+use super::row::{self, Key, Table};
+use super::schema;
+use super::worker::Desk;
+use crate::event::store::life::{CRASH_LIMIT, DAMAGED, Fate, Life, Settle, State};
+use crate::event::store::record::{
+    AttemptToken, Claimed, EventId, NewEvent, Receipt, Settled, Start, StoredEvent,
+};
+
+/// Records a batch. `may_claim`: whether [`Start::Claimed`] is possible here.
+pub(super) fn append(
+    conn: &Connection,
+    events: &[NewEvent],
+    now_ms: i64,
+    may_claim: bool,
+) -> Result<Vec<Receipt>, Fault> {
+    events
+        .iter()
+        .map(|event| append_one(conn, event, now_ms, may_claim))
+        .collect()
+}
+
+fn append_one(
+    conn: &Connection,
+    event: &NewEvent,
+    now_ms: i64,
+    may_claim: bool,
+) -> Result<Receipt, Fault> {
+    if let Some(key) = &event.key {
+        let first = conn
+            .prepare_cached("SELECT id FROM defer_events WHERE key = ?1")?
+            .query_row([key], |row| row.get(0))
+            .optional()?;
+        if let Some(first) = first {
+            let event = EventId::new(first);
+            return Ok(Receipt {
+                event,
+                duplicate: true,
+                claimed: Vec::new(),
+            });
+        }
+    }
+    let context = event.context.as_deref();
+    let id = conn
+        .prepare_cached(
+            "INSERT INTO defer_events (key, name, payload, context, recorded_ms, sum)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .insert(params![
+            event.key,
+            event.name,
+            event.payload,
+            context,
+            now_ms,
+            schema::sum(&event.name, &event.payload, context)
+        ])?;
+    let mut claimed = Vec::new();
+    for delivery in &event.deliveries {
+        let key = (id, Arc::clone(&delivery.subscriber));
+        let mut life = match delivery.start {
+            Start::At(due_ms) => Life::queued(due_ms, now_ms),
+            Start::Claimed => Life::queued(now_ms, now_ms),
+        };
+        if delivery.start == Start::Claimed && may_claim {
+            life.start(now_ms);
+            claimed.push(AttemptToken::new(
+                EventId::new(id),
+                key.1.clone(),
+                life.generation,
+            ));
+        }
+        row::insert(conn, Table::Deliveries, &key, &life)?;
+    }
+    Ok(Receipt {
+        event: EventId::new(id),
+        duplicate: false,
+        claimed,
+    })
+}
+
+/// Claims what is due.
+pub(super) fn claim(desk: &mut Desk, limit: usize, now_ms: i64) -> Result<Vec<Claimed>, Fault> {
+    let mut claimed = Vec::new();
+    let mut events = HashMap::new();
+    for (due_ms, key) in due(desk, limit, now_ms)? {
+        if claimed.len() == limit {
+            break;
+        }
+        match claim_one(desk.conn(), &mut events, &key, due_ms, now_ms) {
+            Ok(Ok(claim)) => claimed.push(claim),
+            Ok(Err(damage)) => set_aside(desk, key, damage, now_ms)?,
+            Err(fault) if fault.is_damage() => set_aside_unread(desk, key, fault, now_ms)?,
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(claimed)
+}
+
+/// The first due deliveries, by what the index says: it holds all three columns, so that a row is
+/// first touched where its damage can be dealt with.
+fn due(desk: &Desk, limit: usize, now_ms: i64) -> Result<Vec<(i64, Key)>, Fault> {
+    let most = i64::try_from(limit.saturating_add(desk.skipped.len())).unwrap_or(i64::MAX);
+    let mut statement = desk.conn().prepare_cached(
+        "SELECT due_ms, event, subscriber
+         FROM defer_deliveries INDEXED BY defer_deliveries_due
+         WHERE due_ms <= ?1 ORDER BY due_ms, event, subscriber LIMIT ?2",
+    )?;
+    let rows = statement.query_map([now_ms, most], |row| {
+        Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))
+    })?;
+    let mut due = Vec::new();
+    for row in rows {
+        let (due_ms, key): (i64, Key) = row?;
+        if desk.skipped.is_empty() || !desk.skipped.contains(&key) {
+            due.push((due_ms, key));
+        }
+    }
+    Ok(due)
+}
+
+/// Claims one delivery; the inner error says what is damaged.
+fn claim_one(
+    conn: &Connection,
+    events: &mut HashMap<i64, Arc<StoredEvent>>,
+    key: &Key,
+    due_ms: i64,
+    now_ms: i64,
+) -> Result<Result<Claimed, &'static str>, Fault> {
+    let Some(mut life) = row::find(conn, key)? else {
+        return Ok(Err("the index names a delivery that is not there"));
+    };
+    if life.due_ms != Some(due_ms) || !matches!(life.state, State::Queued | State::Retrying) {
+        return Ok(Err("the index and the row disagree"));
+    }
+    let event = match events.get(&key.0) {
+        Some(event) => Arc::clone(event),
+        None => match row::event(conn, key.0)? {
+            Some((event, true)) => {
+                let event = Arc::new(event);
+                events.insert(key.0, Arc::clone(&event));
+                event
+            }
+            Some((_, false)) => return Ok(Err("the event's checksum does not hold")),
+            None => return Ok(Err("the event is not there")),
+        },
+    };
+    life.start(now_ms);
+    conn.prepare_cached(
+        "UPDATE defer_deliveries SET state = 'running', due_ms = NULL, attempt = ?3,
+             generation = ?4, changed_ms = ?5
+         WHERE event = ?1 AND subscriber = ?2",
+    )?
+    .execute(params![
+        key.0,
+        key.1,
+        life.attempt,
+        life.generation,
+        life.changed_ms
+    ])?;
+    Ok(Ok(Claimed {
+        token: AttemptToken::new(EventId::new(key.0), Arc::clone(&key.1), life.generation),
+        attempt: life.attempt,
+        crashes: life.crashes,
+        due_ms,
+        last_error: life.error,
+        event,
+    }))
+}
+
+/// Sets a delivery aside that cannot be trusted (invariant 1).
+pub(super) fn set_aside(desk: &mut Desk, key: Key, damage: &str, now_ms: i64) -> Result<(), Fault> {
+    desk.conn()
+        .prepare_cached(
+            "UPDATE defer_deliveries SET state = 'parked', due_ms = NULL, reason = ?3, error = ?4,
+                 error_group = ?4, changed_ms = ?5
+             WHERE event = ?1 AND subscriber = ?2",
+        )?
+        .execute(params![key.0, key.1, DAMAGED, damage, now_ms])?;
+    desk.report_damage(&key, damage);
+    desk.skip(key);
+    Ok(())
+}
+
+/// The same for a row that could not be read. If the page under it is damaged, SQLite lets this
+/// transaction write no more: it is rolled back, the delivery set aside in one of its own, and
+/// begun again (invariant 2).
+fn set_aside_unread(desk: &mut Desk, key: Key, fault: Fault, now_ms: i64) -> Result<(), Fault> {
+    let damage = match &fault {
+        Fault::Sql(error) => format!("the row cannot be read: {error}"),
+        Fault::Own(error) => error.to_string(),
+    };
+    if fault.dooms_the_transaction() {
+        desk.set_aside_later(key, damage);
+        return Err(fault);
+    }
+    set_aside(desk, key, &damage, now_ms)
+}
+
+/// Settles attempts.
+pub(super) fn settle(
+    desk: &mut Desk,
+    settles: &[(AttemptToken, Settle)],
+    now_ms: i64,
+) -> Result<Vec<Settled>, Fault> {
+    let mut settled = Vec::with_capacity(settles.len());
+    for (token, settle) in settles {
+        let key = (token.event().get(), Arc::clone(token.subscriber()));
+        if desk.skipped.contains(&key) {
+            settled.push(Settled::Stale);
+            continue;
+        }
+        let result = match settle {
+            Settle::Complete => complete(desk.conn(), token, &key, now_ms),
+            settle => settle_one(desk.conn(), token, &key, settle, now_ms),
+        };
+        settled.push(match result {
+            Err(fault) if fault.is_damage() => {
+                set_aside_unread(desk, key, fault, now_ms)?;
+                Settled::Stale
+            }
+            result => result?,
+        });
+    }
+    Ok(settled)
+}
+
+/// The commonest end, without reading the row first; the same decision as [`Life::settle`] makes.
+fn complete(
+    conn: &Connection,
+    token: &AttemptToken,
+    key: &Key,
+    now_ms: i64,
+) -> Result<Settled, Fault> {
+    let attempt = conn
+        .prepare_cached(
+            "DELETE FROM defer_deliveries
+             WHERE event = ?1 AND subscriber = ?2 AND generation = ?3 AND state = 'running'
+             RETURNING attempt",
+        )?
+        .query_row(params![key.0, key.1, token.generation()], |row| row.get(0))
+        .optional()?;
+    let Some(attempt) = attempt else {
+        return Ok(Settled::Stale);
+    };
+    row::finish(conn, key, "completed", attempt, now_ms)?;
+    Ok(Settled::Applied)
+}
+
+fn settle_one(
+    conn: &Connection,
+    token: &AttemptToken,
+    key: &Key,
+    settle: &Settle,
+    now_ms: i64,
+) -> Result<Settled, Fault> {
+    match row::find(conn, key)? {
+        Some(mut life) if life.is_held_by(token.generation()) => {
+            let fate = life.settle(settle, now_ms);
+            row::put(conn, key, &life, fate, now_ms)?;
+            Ok(Settled::Applied)
+        }
+        _ => Ok(Settled::Stale),
+    }
+}
+
+/// What was running when the last process died is due again, or dead if that was once too often.
+pub(super) fn recover(desk: &mut Desk) -> Result<(), Fault> {
+    change_running(desk, |life| life.recover(CRASH_LIMIT))
+}
+
+/// What is still running when the store closes in order is due again, unconsumed.
+pub(super) fn hand_back(desk: &mut Desk) -> Result<(), Fault> {
+    change_running(desk, |life| {
+        life.hand_back(life.changed_ms);
+        Fate::Unfinished
+    })
+}
+
+fn change_running(desk: &mut Desk, mut decide: impl FnMut(&mut Life) -> Fate) -> Result<(), Fault> {
+    let running: Vec<Key> = desk
+        .conn()
+        .prepare(
+            "SELECT event, subscriber FROM defer_deliveries INDEXED BY defer_deliveries_running
+             WHERE state = 'running'",
+        )?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for key in running {
+        if desk.skipped.contains(&key) {
+            continue;
+        }
+        let found = row::find(desk.conn(), &key);
+        let result = match found {
+            Ok(Some(mut life)) if life.state == State::Running => {
+                let fate = decide(&mut life);
+                let now_ms = life.changed_ms;
+                row::put(desk.conn(), &key, &life, fate, now_ms)
+            }
+            Ok(_) => Ok(()),
+            Err(fault) => Err(fault),
+        };
+        match result {
+            Err(fault) if fault.is_damage() => set_aside_unread(desk, key, fault, 0)?,
+            result => result?,
+        }
+    }
+    Ok(())
+}

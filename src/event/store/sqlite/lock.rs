@@ -1,0 +1,93 @@
+//! One process at a time: a lock that the kernel holds for us on a file beside the database.
+//!
+//! Not a pid file: what counts is the lock, which the kernel drops with the process, however it
+//! dies. So whoever gets it knows at once that nobody is running any delivery of this file, and
+//! recovery needs no timeout. The text in it (`pid` and `since_ms`) is for the one who does not.
+//!
+//! Not on the database itself, because SQLite's own locks live there, and because the shell and
+//! the user's own connections must still get in.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use fs4::{FileExt, TryLockError};
+
+use crate::event::store::StoreError;
+
+/// The lock; dropping it lets go. The file stays: removing it would let two processes each lock a
+/// file of that name.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Takes the lock for the database at `path`, or says who has it.
+    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(side_file(path))
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                    StoreError::read_only(error)
+                }
+                _ => StoreError::io(error),
+            })?;
+        match FileExt::try_lock(&file) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // Without a readable text the holder is unknown, and that is all.
+                let _ = file.take(1_024).read_to_string(&mut text);
+                return Err(StoreError::in_use(
+                    field(&text, "pid").and_then(|pid| u32::try_from(pid).ok()),
+                    field(&text, "since_ms"),
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(StoreError::io(error)),
+        }
+        // The lock holds whether or not it can be signed: a full disk must not keep the store
+        // from opening, since opening it is how what it holds gets done.
+        let _ = sign(&mut file);
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
+        // Closing the file unlocks it in any case.
+        let _ = FileExt::unlock(&self.file);
+    }
+}
+
+/// Writes who holds the lock and since when. The time is the file system's, which stamps the
+/// first write: this room reads no clock.
+fn sign(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "pid {}", std::process::id())?;
+    let since = file
+        .metadata()?
+        .modified()?
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    writeln!(file, "since_ms {}", since.as_millis())
+}
+
+fn field(text: &str, name: &str) -> Option<i64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+/// `events.db` → `events.db-lock`, in the manner of SQLite's own `-wal`.
+fn side_file(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-lock");
+    PathBuf::from(name)
+}

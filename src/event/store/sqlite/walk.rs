@@ -1,0 +1,137 @@
+//! Walks over the recorded events, a bounded step at a time: past events for a new subscriber,
+//! pruning, counting.
+//!
+//! Not by an index: such walks are rare, an index would cost every append.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::fault::Fault;
+use super::row::{self, Table};
+use super::worker::Desk;
+use crate::event::store::contract::may_prune;
+use crate::event::store::life::{Life, State};
+use crate::event::store::query::{AddPast, Counts, Prune, Pruned, Walked};
+use crate::event::store::record::EventId;
+
+/// One event on the way: its number, name and time. The name is bytes, because a damaged one must
+/// not stop the walk.
+type Step = (i64, Vec<u8>, i64);
+
+fn steps(
+    conn: &Connection,
+    after: Option<EventId>,
+    limit: usize,
+) -> Result<(Vec<Step>, Option<EventId>), Fault> {
+    let steps: Vec<Step> = conn
+        .prepare_cached(
+            "SELECT id, CAST(name AS BLOB), CAST(recorded_ms AS INTEGER) FROM defer_events
+             WHERE id > ?1 ORDER BY id LIMIT ?2",
+        )?
+        .query_map(
+            (
+                after.map_or(i64::MIN, EventId::get),
+                i64::try_from(limit).unwrap_or(i64::MAX),
+            ),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )?
+        .collect::<Result<_, _>>()?;
+    let next = steps
+        .last()
+        .filter(|_| steps.len() == limit)
+        .map(|step| EventId::new(step.0));
+    Ok((steps, next))
+}
+
+pub(super) fn add_past(desk: &mut Desk, past: &AddPast, now_ms: i64) -> Result<Walked, Fault> {
+    let conn = desk.conn();
+    let (steps, next) = steps(conn, past.after, past.limit)?;
+    let mut added = 0;
+    for (id, name, recorded_ms) in steps {
+        let key = (id, Arc::clone(&past.subscriber));
+        let wanted = *name == *past.event_name.as_bytes() && recorded_ms >= past.since_ms;
+        if wanted && !row::exists(conn, &key)? {
+            row::insert(conn, Table::Deliveries, &key, &Life::queued(now_ms, now_ms))?;
+            added += 1;
+        }
+    }
+    Ok(Walked { added, next })
+}
+
+pub(super) fn prune(desk: &mut Desk, policy: &Prune) -> Result<Pruned, Fault> {
+    let conn = desk.conn();
+    let (steps, next) = steps(conn, policy.after, policy.limit)?;
+    let newest: Option<i64> =
+        conn.query_row("SELECT max(id) FROM defer_events", [], |row| row.get(0))?;
+    let newest = EventId::new(newest.unwrap_or(0));
+    let mut pruned = Pruned {
+        events: 0,
+        deliveries: 0,
+        next,
+    };
+    let mut needed = conn.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM defer_deliveries WHERE event = ?1)
+             OR EXISTS (SELECT 1 FROM defer_dead_letters WHERE event = ?1)",
+    )?;
+    for (id, _, recorded_ms) in steps {
+        if !may_prune(policy, EventId::new(id), recorded_ms, newest)
+            || needed.query_row([id], |row| row.get(0))?
+        {
+            continue;
+        }
+        let finished = conn
+            .prepare_cached("DELETE FROM defer_history WHERE event = ?1")?
+            .execute([id])?;
+        conn.prepare_cached("DELETE FROM defer_replays WHERE event = ?1")?
+            .execute([id])?;
+        conn.prepare_cached("DELETE FROM defer_events WHERE id = ?1")?
+            .execute([id])?;
+        pruned.events += 1;
+        pruned.deliveries += finished as u64;
+    }
+    Ok(pruned)
+}
+
+pub(super) fn counts(conn: &Connection) -> Result<Counts, Fault> {
+    let count = |sql: &str| {
+        conn.prepare_cached(sql)?
+            .query_row([], |row| row.get::<_, u64>(0))
+    };
+    let mut counts = Counts {
+        discarded: count("SELECT count(*) FROM defer_dead_letters")?,
+        finished: count("SELECT count(*) FROM defer_history")?,
+        events: count("SELECT count(*) FROM defer_events")?,
+        oldest_due_ms: next_due(conn)?,
+        ..Counts::default()
+    };
+    let mut statement = conn.prepare_cached(
+        "SELECT CAST(state AS BLOB), count(*) FROM defer_deliveries GROUP BY state",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let count: u64 = row.get(1)?;
+        let state = std::str::from_utf8(row.get_ref(0)?.as_blob().unwrap_or_default())
+            .ok()
+            .and_then(State::from_name);
+        match state {
+            Some(State::Queued) => counts.queued = count,
+            Some(State::Running) => counts.running = count,
+            Some(State::Retrying) => counts.retrying = count,
+            Some(State::Parked) => counts.parked = count,
+            Some(State::Discarded) | None => counts.unknown += count,
+        }
+    }
+    Ok(counts)
+}
+
+pub(super) fn next_due(conn: &Connection) -> Result<Option<i64>, Fault> {
+    let due = conn
+        .prepare_cached(
+            "SELECT due_ms FROM defer_deliveries INDEXED BY defer_deliveries_due
+             WHERE due_ms IS NOT NULL ORDER BY due_ms LIMIT 1",
+        )?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(due)
+}

@@ -1,0 +1,4 @@
+//! loom models of the executor's concurrent parts, by the invariants in their modules' documentation.
+
+mod admission;
+mod queue;

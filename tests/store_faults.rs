@@ -1,0 +1,239 @@
+//! A disk that fails, for real: a file system that is full or read-only, and a sync that returns
+//! an error to SQLite (a shim below it, compiled here; nothing of ours is mocked).
+
+#[path = "store_support/mod.rs"]
+mod store_support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use store_support::{Scratch, event};
+use tower_defer::event::store::{NewEvent, Settle, Sqlite, Store, StoreError};
+
+/// A small file system of its own, where we may mount one.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn small(path: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&path).unwrap();
+        let mount = Self(path);
+        mount
+            .run(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .then_some(mount)
+    }
+
+    fn remount(&self, options: &str) {
+        assert!(
+            self.run(&["-o", &format!("remount,{options}")]),
+            "remount,{options}"
+        );
+    }
+
+    fn run(&self, args: &[&str]) -> bool {
+        let output = Command::new("mount").args(args).arg(&self.0).output();
+        output.is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// What a store must do while its disk fails and after: `fail` begins the fault, `heal` ends it.
+async fn fails_typed_and_recovers(
+    path: &Path,
+    is_expected: fn(&StoreError) -> bool,
+    fail: impl FnOnce(),
+    heal: impl FnOnce(),
+) {
+    let store = Sqlite::open(path).unwrap();
+    let big = |name: String| {
+        let mut event = event(&name, "mail", 1);
+        event.payload = "x".repeat(10_000);
+        event
+    };
+    let mut acknowledged = BTreeSet::new();
+    for i in 0..10 {
+        store
+            .append(vec![big(format!("before {i}"))], 1)
+            .await
+            .unwrap();
+        acknowledged.insert(format!("before {i}"));
+    }
+    fail();
+    // A disk fills while it is written: so many are more than the small file system holds.
+    let mut error = None;
+    for i in 0..1_000 {
+        match store.append(vec![big(format!("during {i}"))], 5).await {
+            Ok(_) => drop(acknowledged.insert(format!("during {i}"))),
+            Err(refused) => {
+                error = Some(refused);
+                break;
+            }
+        }
+    }
+    let error = error.expect("the fault never came");
+    assert!(
+        is_expected(&error),
+        "{error}: {:?}",
+        std::error::Error::source(&error)
+    );
+    let trouble = store.health().trouble.expect("the health says nothing");
+    assert!(is_expected(&trouble.error));
+    assert_eq!(trouble.since_ms, 5);
+
+    // Many at once: all of them fail, and each says why.
+    let refused = futures_util::future::join_all(
+        (0..20).map(|i| store.append(vec![big(format!("refused {i}"))], 6)),
+    )
+    .await;
+    assert!(
+        refused
+            .iter()
+            .all(|result| result.as_ref().is_err_and(is_expected)),
+        "{refused:?}"
+    );
+    assert_eq!(
+        store.health().trouble.map(|trouble| trouble.since_ms),
+        Some(5)
+    );
+
+    heal();
+    store
+        .append(vec![NewEvent::new("healed", "{}")], 7)
+        .await
+        .expect("it did not recover");
+    assert!(
+        store.health().trouble.is_none(),
+        "the trouble outlived its cause"
+    );
+    let claimed = store.claim(10_000, 7).await.unwrap();
+    let names: BTreeSet<_> = claimed.iter().map(|c| c.event.name.to_string()).collect();
+    assert_eq!(
+        names, acknowledged,
+        "delivered is not what was acknowledged"
+    );
+    let settles = claimed
+        .into_iter()
+        .map(|c| (c.token, Settle::Complete))
+        .collect();
+    store.settle(settles, 8).await.unwrap();
+
+    // A killed process leaves a sound file behind.
+    let image = path.with_file_name("image.db");
+    store_support::copy_store(path, &image);
+    let image = Sqlite::open(image).unwrap();
+    assert_eq!(
+        image.counts().await.unwrap().finished,
+        acknowledged.len() as u64
+    );
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_typed_and_recovers() {
+    let scratch = Scratch::new("full");
+    let Some(mount) = Mount::small(scratch.path("disk")) else {
+        eprintln!("SKIPPED: no file system may be mounted here; the shim fills the disk instead");
+        return;
+    };
+    let path = mount.0.join("events.db");
+    fails_typed_and_recovers(
+        &path,
+        StoreError::is_full,
+        || {},
+        || mount.remount("size=64m"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_read_only_file_is_refused_at_open() {
+    let scratch = Scratch::new("read-only");
+    let Some(mount) = Mount::small(scratch.path("disk")) else {
+        eprintln!("SKIPPED: no file system may be mounted here");
+        return;
+    };
+    let path = mount.0.join("events.db");
+    Sqlite::open(&path).unwrap().close().await.unwrap();
+    mount.remount("ro");
+    let error = Sqlite::open(&path).unwrap_err();
+    assert!(
+        error.is_read_only(),
+        "{error}: {:?}",
+        std::error::Error::source(&error)
+    );
+    mount.remount("rw");
+    Sqlite::open(&path).unwrap().close().await.unwrap();
+}
+
+#[test]
+fn an_error_from_sync_fails_typed_and_recovers() {
+    under_the_shim("child_sync");
+}
+
+#[test]
+fn a_write_without_room_fails_typed_and_recovers() {
+    under_the_shim("child_full");
+}
+
+/// Runs one of the tests below in a child, over the shim.
+fn under_the_shim(child: &str) {
+    let scratch = Scratch::new(child);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store_support/shim.c");
+    let shim = scratch.path("shim.so");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&shim, &source])
+        .arg("-ldl")
+        .output()
+        .expect("a C compiler, as for SQLite itself");
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", child, "--ignored", "--nocapture"])
+        .env("LD_PRELOAD", &shim)
+        .env("DEFER_FAULT", scratch.path("fault"))
+        .env("DEFER_DIR", scratch.path(""))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{}{text}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+async fn child(fault: &str, is_expected: fn(&StoreError) -> bool) {
+    let (Ok(directory), Ok(switch)) = (std::env::var("DEFER_DIR"), std::env::var("DEFER_FAULT"))
+    else {
+        return eprintln!("SKIPPED: only its parent test starts this");
+    };
+    let path = PathBuf::from(directory).join("events.db");
+    fails_typed_and_recovers(
+        &path,
+        is_expected,
+        || std::fs::write(&switch, fault).unwrap(),
+        || std::fs::write(&switch, "-").unwrap(),
+    )
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "a child of another test"]
+async fn child_sync() {
+    child("f", StoreError::is_io).await;
+}
+
+#[tokio::test]
+#[ignore = "a child of another test"]
+async fn child_full() {
+    child("e", StoreError::is_full).await;
+}
