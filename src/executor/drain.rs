@@ -166,7 +166,6 @@ impl Shared {
     }
 
     fn begin_drain(self: &Arc<Self>) {
-        self.kick();
         let mut log = self.drain.log.lock();
         if log.began.is_none() {
             log.began = Some(Began {
@@ -176,6 +175,8 @@ impl Shared {
             self.drain.phase.store(DRAINING, Ordering::SeqCst);
         }
         drop(log);
+        // After the beginning was noted: what it sets going belongs to its report.
+        self.kick();
         self.hurry();
     }
 
