@@ -1,4 +1,8 @@
 //! One attempt of one task: its condition, its clock, its panics.
+//!
+//! What every attempt passes is inlined into its worker by force, as is [`Shared::settle`]: the compiler
+//! left it out of line, and with that and a smaller `Begun` 1,565 instructions of a ready task became
+//! 1,283.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll};
