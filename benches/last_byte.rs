@@ -1,1 +1,445 @@
-fn main() {}
+//! Does the work that a response left behind delay the response itself?
+//!
+//! The client's time to the last byte, over a real connection, with and without a deferred task that
+//! keeps its thread busy for 50 ms. The client has a thread and a runtime of its own.
+//!
+//! `cargo bench --bench last_byte`, or `-- 200 h2` for 200 requests in each cell whose name contains
+//! `h2`. Times are in milliseconds; "late" counts requests that took at least 25 ms more than the median
+//! without a task. A time is worth what the machine's silence is worth: the columns without a task are
+//! there to be compared with. "overtaken" is an order and not a time, and holds on a noisy machine as
+//! well: requests whose last write to the socket came after their task had begun.
+//!
+//! Not a gate: it prints what it saw and judges nothing.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a program that measures reads the time, and its connections are not deferred tasks"
+)]
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tower::{Layer, service_fn};
+use tower_defer::{Defer, DeferLayer, Executor};
+
+/// How long the task keeps its thread busy.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// What counts as late: half of that.
+const LATE: Duration = Duration::from_millis(25);
+
+/// No cell takes longer, whatever the machine does.
+const CELL: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Flavor {
+    CurrentThread,
+    MultiThread,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Empty,
+    Small,
+    FiveKilobytes,
+    LateEnd,
+    Trailers,
+    LateTrailers,
+    EightMebibytes,
+}
+
+const KINDS: [Kind; 7] = [
+    Kind::Empty,
+    Kind::Small,
+    Kind::FiveKilobytes,
+    Kind::LateEnd,
+    Kind::Trailers,
+    Kind::LateTrailers,
+    Kind::EightMebibytes,
+];
+
+type Reply = UnsyncBoxBody<Bytes, Infallible>;
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Empty => "empty",
+            Kind::Small => "small",
+            Kind::FiveKilobytes => "5 kB",
+            Kind::LateEnd => "late end",
+            Kind::Trailers => "trailers",
+            Kind::LateTrailers => "late trailers",
+            Kind::EightMebibytes => "8 MiB",
+        }
+    }
+
+    fn body(self, large: &Bytes) -> Reply {
+        let (data, ending, late) = match self {
+            Kind::Empty => return Empty::new().boxed_unsync(),
+            Kind::Small => return Full::new(Bytes::from_static(b"hello world")).boxed_unsync(),
+            Kind::FiveKilobytes => return Full::new(large.slice(..5_000)).boxed_unsync(),
+            Kind::EightMebibytes => return Full::new(large.clone()).boxed_unsync(),
+            Kind::LateEnd => (large.slice(..500), false, true),
+            Kind::Trailers => (large.slice(..500), true, false),
+            Kind::LateTrailers => (large.slice(..500), true, true),
+        };
+        let frames = stream::unfold(0, move |step| {
+            let data = data.clone();
+            async move {
+                if step == 1 && late {
+                    tokio::time::sleep(Duration::from_millis(2)).await; // the task's own work
+                }
+                let frame = match step {
+                    0 => Frame::data(data),
+                    1 if ending => {
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("x-sum", 12.into());
+                        Frame::trailers(trailers)
+                    }
+                    _ => return None,
+                };
+                Some((Ok(frame), step + 1))
+            }
+        });
+        StreamBody::new(frames).boxed_unsync()
+    }
+}
+
+/// When the server last wrote, and when the task last began: what came first.
+struct Order {
+    epoch: Instant,
+    wrote: AtomicU64,
+    began: AtomicU64,
+}
+
+impl Order {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            epoch: Instant::now(),
+            wrote: AtomicU64::new(0),
+            began: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    fn note(&self, event: &AtomicU64) {
+        let nanos = u64::try_from(self.epoch.elapsed().as_nanos());
+        event.store(nanos.expect("a short program"), Ordering::SeqCst);
+    }
+
+    /// Asked when the request and its task are over.
+    fn overtaken(&self) -> bool {
+        let began = self.began.swap(u64::MAX, Ordering::SeqCst);
+        self.wrote.load(Ordering::SeqCst) > began
+    }
+}
+
+/// A socket that notes its writes.
+struct Noting(TcpStream, Arc<Order>);
+
+impl AsyncRead for Noting {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Noting {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.0).poll_write(cx, buf));
+        self.1.note(&self.1.wrote);
+        Poll::Ready(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.0).poll_write_vectored(cx, bufs));
+        self.1.note(&self.1.wrote);
+        Poll::Ready(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+fn runtime(flavor: Flavor) -> Runtime {
+    let mut builder = match flavor {
+        Flavor::CurrentThread => Builder::new_current_thread(),
+        Flavor::MultiThread => Builder::new_multi_thread(),
+    };
+    builder
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// A server on a thread of its own, for one connection.
+fn serve(
+    protocol: Protocol,
+    flavor: Flavor,
+    kind: Kind,
+    busy: bool,
+    executor: Executor,
+    order: &Arc<Order>,
+) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("a socket");
+    let address = listener.local_addr().expect("an address");
+    let large = Bytes::from(vec![7; 8 << 20]);
+    let (noted, order) = (order.clone(), order.clone());
+    let service = DeferLayer::new().executor(executor).layer(service_fn(
+        move |request: Request<hyper::body::Incoming>| {
+            let (body, order) = (kind.body(&large), order.clone());
+            async move {
+                if busy {
+                    let defer = Defer::from_extensions(request.extensions());
+                    defer
+                        .expect("the layer is there")
+                        .run_with(order, |order| async move {
+                            order.note(&order.began);
+                            spin();
+                        });
+                }
+                let response = Response::builder().header("trailer", "x-sum").body(body);
+                Ok::<_, Infallible>(response.expect("a valid head"))
+            }
+        },
+    ));
+    std::thread::spawn(move || {
+        runtime(flavor).block_on(async move {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            let (stream, _) = listener.accept().await.expect("a connection");
+            stream.set_nodelay(true).expect("a socket");
+            let stream = TokioIo::new(Noting(stream, noted));
+            let service = TowerToHyperService::new(service);
+            // Spawned, so that it runs on the worker thread where there is one.
+            let connection = tokio::spawn(async move {
+                match protocol {
+                    Protocol::Http1 => {
+                        let server = hyper::server::conn::http1::Builder::new();
+                        let _ = server.serve_connection(stream, service).await;
+                    }
+                    Protocol::Http2 => {
+                        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                        let _ = server.serve_connection(stream, service).await;
+                    }
+                }
+            });
+            let _ = connection.await;
+        });
+    });
+    address
+}
+
+fn spin() {
+    let began = Instant::now();
+    while began.elapsed() < BUSY {
+        std::hint::spin_loop();
+    }
+}
+
+fn request() -> Request<Empty<Bytes>> {
+    Request::builder()
+        .uri("http://localhost/")
+        .header("host", "localhost")
+        .header("te", "trailers")
+        .body(Empty::new())
+        .expect("a valid request")
+}
+
+/// The times to the last byte of so many requests, one after the other.
+async fn measure(
+    protocol: Protocol,
+    address: SocketAddr,
+    executor: &Executor,
+    order: &Order,
+    count: usize,
+) -> Times {
+    let stream = TcpStream::connect(address)
+        .await
+        .expect("the server listens");
+    stream.set_nodelay(true).expect("a socket");
+    let stream = TokioIo::new(stream);
+    match protocol {
+        Protocol::Http1 => {
+            let (mut client, connection) = hyper::client::conn::http1::handshake(stream)
+                .await
+                .expect("a connection");
+            tokio::spawn(connection);
+            repeat(executor, order, count, async || {
+                client.ready().await.expect("open");
+                read(client.send_request(request())).await
+            })
+            .await
+        }
+        Protocol::Http2 => {
+            // A window for the whole of the largest body: what is measured is the server, not the
+            // round trips of flow control.
+            let (mut client, connection) =
+                hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+                    .initial_stream_window_size(16 << 20)
+                    .initial_connection_window_size(16 << 20)
+                    .handshake(stream)
+                    .await
+                    .expect("a connection");
+            tokio::spawn(connection);
+            repeat(executor, order, count, async || {
+                client.ready().await.expect("open");
+                read(client.send_request(request())).await
+            })
+            .await
+        }
+    }
+}
+
+async fn read(
+    response: impl Future<Output = hyper::Result<Response<hyper::body::Incoming>>>,
+) -> Duration {
+    let began = Instant::now();
+    let mut body = response.await.expect("a response").into_body();
+    while let Some(frame) = body.frame().await {
+        frame.expect("a frame");
+    }
+    began.elapsed()
+}
+
+async fn repeat(
+    executor: &Executor,
+    order: &Order,
+    count: usize,
+    mut one: impl AsyncFnMut() -> Duration,
+) -> Times {
+    let began = Instant::now();
+    let (mut times, mut overtaken) = (Vec::new(), 0);
+    // The first few pay for what is made once.
+    for at in 0..count + 3 {
+        let time = one().await;
+        while executor.snapshot().outstanding > 0 {
+            tokio::time::sleep(Duration::from_micros(500)).await; // the task's own work
+        }
+        let late = order.overtaken();
+        if at >= 3 {
+            times.push(time);
+            overtaken += usize::from(late);
+        }
+        if began.elapsed() > CELL {
+            break;
+        }
+    }
+    times.sort_unstable();
+    Times { times, overtaken }
+}
+
+/// What was seen in a cell.
+struct Times {
+    times: Vec<Duration>,
+    overtaken: usize,
+}
+
+fn cell(protocol: Protocol, flavor: Flavor, kind: Kind, busy: bool, count: usize) -> Times {
+    let (executor, order) = (Executor::new(), Order::new());
+    let address = serve(protocol, flavor, kind, busy, executor.clone(), &order);
+    let client = std::thread::spawn(move || {
+        runtime(Flavor::CurrentThread)
+            .block_on(measure(protocol, address, &executor, &order, count))
+    });
+    client.join().expect("the client has measured")
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
+    let count = words
+        .iter()
+        .find_map(|word| word.parse().ok())
+        .unwrap_or(40);
+    let only = words.iter().find(|word| word.parse::<usize>().is_err());
+
+    println!("client's time to the last byte, ms; {count} requests a cell, a task of 50 ms");
+    println!(
+        "{:38} {:>8} {:>8} {:>5}   {:>8} {:>8} {:>5}  overtaken",
+        "", "without", "max", "late", "with", "max", "late"
+    );
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        for flavor in [Flavor::CurrentThread, Flavor::MultiThread] {
+            for kind in KINDS {
+                let protocol_name = if protocol == Protocol::Http1 {
+                    "h1"
+                } else {
+                    "h2"
+                };
+                let flavor_name = match flavor {
+                    Flavor::CurrentThread => "current_thread",
+                    Flavor::MultiThread => "multi_thread(1)",
+                };
+                let name = format!("{protocol_name}  {flavor_name:16} {}", kind.name());
+                if only.is_some_and(|only| !name.contains(only.as_str())) {
+                    continue;
+                }
+                let without = cell(protocol, flavor, kind, false, count);
+                let with = cell(protocol, flavor, kind, true, count);
+                let usual = without.times[without.times.len() / 2];
+                let columns = |Times { times, .. }: &Times| {
+                    let late = times.iter().filter(|time| **time >= usual + LATE).count();
+                    let (median, most) = (times[times.len() / 2], times[times.len() - 1]);
+                    format!("{:8.2} {:8.2} {late:5}", millis(median), millis(most))
+                };
+                println!(
+                    "{name:38} {}   {} {:5} of {}",
+                    columns(&without),
+                    columns(&with),
+                    with.overtaken,
+                    with.times.len()
+                );
+            }
+        }
+    }
+}

@@ -138,9 +138,24 @@ pub(crate) fn panic_text(payload: Box<dyn Any + Send>) -> String {
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(a panic without a text)");
     let text = bounded_text(|out| out.write_str(text));
-    // The payload is the user's as well, and its drop may panic in its turn.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    drop_payload(payload);
     text
+}
+
+/// The payload is the user's as well, and its drop may panic in its turn, with a payload whose drop
+/// panics.
+fn drop_payload(payload: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        forget(again);
+    }
+}
+
+#[expect(
+    clippy::mem_forget,
+    reason = "nobody can tell where a payload ends whose drop panics with another one"
+)]
+fn forget(payload: Box<dyn Any + Send>) {
+    std::mem::forget(payload);
 }
 
 /// At most [`TEXT_LIMIT`] bytes of what `write` writes, cut between characters.
@@ -149,8 +164,14 @@ pub(crate) fn bounded_text(write: impl FnOnce(&mut Bounded) -> fmt::Result) -> S
     let written = catch_unwind(AssertUnwindSafe(|| write(&mut out)));
     let Bounded(mut text) = out;
     if let Err(payload) = written {
-        text.push_str("(its Display panicked)");
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+        const SAID: &str = "(its Display panicked)";
+        let mut end = text.len().min(TEXT_LIMIT - SAID.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(SAID);
+        drop_payload(payload);
     }
     text
 }
@@ -213,5 +234,11 @@ mod tests {
         assert_eq!(long.len(), TEXT_LIMIT);
         let odd = bounded_text(|out| out.write_str(&format!("x{}", "é".repeat(2000))));
         assert_eq!(odd.len(), TEXT_LIMIT - 1);
+        let long_panic = bounded_text(|out| {
+            let _ = out.write_str(&"é".repeat(2000));
+            panic!("after that");
+        });
+        assert_eq!(long_panic.len(), TEXT_LIMIT);
+        assert!(long_panic.ends_with("é(its Display panicked)"));
     }
 }

@@ -74,7 +74,7 @@
 //! | step | types |
 //! | --- | --- |
 //! | put the handle into each request | [`DeferLayer`], [`DeferService`], [`DeferFuture`], [`DeferBody`] |
-//! | register work | [`Defer`], [`RequestExt`], [`Task`], [`TaskContext`], [`TaskHandle`] |
+//! | register work | [`Defer`], [`RequestExt`], [`Task`], [`IntoTask`], [`TaskContext`], [`TaskHandle`] |
 //! | have it run or not | [`When`], [`ResponseInfo`], [`End`] |
 //! | run it within bounds | [`Executor`], [`ExecutorBuilder`], [`Overflow`], [`Snapshot`] |
 //! | try again, or give up | [`TaskError`], [`Retry`], [`RetryBudget`], [`DeadLetters`] |
@@ -116,6 +116,10 @@
 //!   `Status`.
 //! - `hyper`: `hyper::serve`, an accept loop that can stop, for a service without a framework.
 //! - `signal`: `signal()`, SIGTERM and ctrl-c as a future.
+//! - `events`: `event::store`, the contract of a store for events, and its in-memory reference. Nothing
+//!   emits events yet; until something does, the module may change in any release.
+//! - `sqlite`: the same on SQLite, which is compiled in and needs a C compiler.
+//! - `test-util`: the conformance suite for those who write a store.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -145,10 +149,11 @@ mod observe;
 // and how it ends.
 mod shutdown;
 
-#[cfg(feature = "axum")]
-pub mod axum;
 #[cfg(feature = "events")]
 pub mod event;
+
+#[cfg(feature = "axum")]
+pub mod axum;
 #[cfg(feature = "hyper")]
 pub mod hyper;
 #[cfg(feature = "tonic")]
@@ -170,7 +175,7 @@ pub use retry::{DiscardReason, Jitter, Retry, RetryBudget};
 #[cfg(feature = "signal")]
 pub use shutdown::signal;
 pub use shutdown::{Shutdown, StopServing};
-pub use task::{AttemptRecord, Task, TaskContext, TaskId, TaskOutput, When};
+pub use task::{AttemptRecord, IntoTask, Task, TaskContext, TaskId, TaskOutput, When};
 
 /// Their examples are compiled as documentation tests, and so cannot rot.
 #[cfg(all(doctest, feature = "axum", feature = "signal"))]

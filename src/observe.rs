@@ -12,7 +12,9 @@ use tracing::span::Id;
 use tracing::{Level, Span, debug, error, info, warn};
 
 use crate::clock::Tick;
-use crate::executor::{DeadLetter, DrainReport, RejectReason, Running, Shared, UnfinishedState};
+use crate::executor::{
+    DeadLetter, DrainReport, Missing, RejectReason, Running, Shared, UnfinishedState,
+};
 use crate::response::End;
 use crate::retry::DiscardReason;
 use crate::sync::Mutex;
@@ -231,11 +233,29 @@ pub(crate) fn panic_in_hook(text: &str) {
     error!(target: TARGET, panic = text, "the dead-letter hook panicked");
 }
 
-pub(crate) fn no_runtime() {
-    error!(
+pub(crate) fn no_runtime(missing: Missing) {
+    match missing {
+        Missing::Runtime => error!(
+            target: TARGET,
+            "tasks wait for a tokio runtime: none is entered here; use the executor from within one, \
+             or give it one with `ExecutorBuilder::runtime`"
+        ),
+        Missing::Timer => error!(
+            target: TARGET,
+            "tasks wait for a tokio runtime with a timer: this one has none; build it with \
+             `enable_time` or `enable_all`"
+        ),
+    }
+}
+
+/// A runtime ended with tasks that are queued or wait for a retry.
+pub(crate) fn stranded(queued: usize, waiting: usize) {
+    warn!(
         target: TARGET,
-        "tasks wait for a tokio runtime: none is entered here; use the executor from within one, or \
-         give it one with `ExecutorBuilder::runtime`"
+        queued,
+        waiting,
+        "the runtime ended with unfinished tasks: they stay until the executor is used from within \
+         another one; drain it before the end"
     );
 }
 
@@ -291,12 +311,30 @@ impl Complaint {
     }
 }
 
+/// One for each reason: a request at its limit does not hide that the executor is full.
+#[derive(Debug, Default)]
+pub(crate) struct Complaints {
+    full: Complaint,
+    request_limit: Complaint,
+    closed: Complaint,
+}
+
+impl Complaints {
+    pub(crate) fn of(&self, reason: RejectReason) -> &Complaint {
+        match reason {
+            RejectReason::Full => &self.full,
+            RejectReason::RequestLimit => &self.request_limit,
+            RejectReason::Closed => &self.closed,
+        }
+    }
+}
+
 /// A task was not accepted. What fills the executor is looked up only when it is said.
 pub(crate) fn rejected(shared: &Shared, node: &Node, reason: RejectReason) {
     if !enabled(Level::WARN) {
         return;
     }
-    if !shared.complaint_is_due() {
+    if !shared.complaint_is_due(reason) {
         debug!( target: TARGET, { task.name = node.name().as_str(),
             reason = reason.as_str() }, "task rejected");
         return;

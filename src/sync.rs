@@ -6,6 +6,8 @@
 
 #[cfg(defer_loom)]
 use loom::sync as imp;
+#[cfg(all(test, defer_loom))]
+use loom::{model::Builder, thread};
 #[cfg(not(defer_loom))]
 use std::sync as imp;
 

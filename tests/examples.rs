@@ -38,6 +38,33 @@ const NAMES: [&str; 5] = ["signup", "tonic", "hyper", "streaming", "graceful_shu
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
+fn the_lines_to_try_name_the_features_that_cargo_asks_for() {
+    let read = |path: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+    };
+    let (manifest, readme) = (read("Cargo.toml"), read("README.md"));
+    for name in NAMES {
+        let (_, features) = manifest
+            .split_once(&format!("name = \"{name}\"\nrequired-features = ["))
+            .unwrap_or_else(|| panic!("Cargo.toml does not say what {name} needs"));
+        let features = features.split(']').next().unwrap_or_default();
+        let features = features.replace(['"', ' '], "");
+        let command = format!("cargo run --example {name} --features {features}\n");
+        let head = read(&format!("examples/{name}.rs"));
+        assert!(
+            head.contains(&format!("//! {command}")),
+            "{name}: {command}"
+        );
+        assert!(name != "signup" || readme.contains(&command), "{command}");
+        assert!(
+            readme.contains(&format!("`{name}`")) || name == "signup",
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn signup_answers_and_then_retries_the_mail() {
     let example = Example::start("signup");
     let answer = example.send(
@@ -159,19 +186,24 @@ fn streaming_runs_nothing_before_the_last_byte() {
     example.wait_for("end=complete bytes=55");
     example.wait_for("the export counts as done");
 
-    let mut client = example.connect();
-    write!(client, "GET /export HTTP/1.1\r\nhost: a\r\n\r\n").expect("the request is sent");
-    read_until(&mut client, "row 2 of 5");
-    drop(client);
-    let aborted = example.wait_for("end=aborted");
+    let known = "what became of the response";
+    for responses in 2.. {
+        let mut client = example.connect();
+        write!(client, "GET /export HTTP/1.1\r\nhost: a\r\n\r\n").expect("the request is sent");
+        read_until(&mut client, "row 1 of 5");
+        drop(client);
+        example.wait_until(|lines| count(lines, known) == responses);
+        if !example.all("end=aborted").is_empty() {
+            break;
+        }
+        // This machine is so busy that the stream had ended before the client could leave.
+    }
     let skipped = example.wait_for("task skipped");
     let line = example.line(skipped);
     assert!(line.contains(r#"task.name="whole-export""#), "{line}");
+    assert!(line.contains(r#"response.end="aborted""#), "{line}");
     let yielded = example.all("row yielded").len();
-    assert!((7..10).contains(&yielded), "{example}");
-    let last = format!("row marked row={}", yielded - 5);
-    example.wait_until(|lines| lines.iter().skip(aborted).any(|l| l.contains(&last)));
-    assert_eq!(example.all("row marked").len(), yielded, "{example}");
+    example.wait_until(|lines| count(lines, "row marked") == yielded);
     example.terminate().wait_for("drained in");
 }
 
@@ -210,7 +242,7 @@ fn graceful_shutdown_ends_in_time_and_accounts_for_every_task() {
     // deadline is kept, the process says itself.
     assert!(took < Duration::from_secs(4) + PATIENCE / 4, "{took:?}");
     let ended = example.numbers(example.wait_for("ms after the signal"));
-    assert!((2000..6000).contains(&ended[0]), "{example}");
+    assert!((4000..9000).contains(&ended[0]), "{example}");
 
     let stalled = example.all(r#"response.end="stalled""#);
     let after = example.all(r#"task completed task.name="after-the-stream""#);
@@ -543,6 +575,10 @@ fn runtime() -> tokio::runtime::Runtime {
         .enable_all()
         .build()
         .expect("a runtime")
+}
+
+fn count(lines: &[String], text: &str) -> usize {
+    lines.iter().filter(|line| line.contains(text)).count()
 }
 
 /// The whole numbers in a text.

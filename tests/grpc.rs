@@ -15,7 +15,7 @@ use tower_defer::{DeferLayer, End};
 
 use support::client::Manual;
 use support::grpc::{Ask, Echo, EchoClient, STREAM, UNARY, all};
-use support::ran::settled;
+use support::ran::quiet;
 use support::{Http, Server, Setting, over};
 
 const WELL: &str = "always complete default success";
@@ -74,7 +74,7 @@ fn case_07_a_call_that_ends_well_is_a_success() {
             }
 
             // Then the tasks for success run, and know the status.
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(echo.ran.names(), WELL, "{around:?}");
             let info = echo.ran.info("always");
             assert_eq!(
@@ -101,7 +101,7 @@ fn case_07_an_error_in_the_trailers_is_a_failure() {
         assert_eq!(all(stream).await, ("once".to_owned(), Code::Internal));
 
         // Then the tasks for failure run, and know the code.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(echo.ran.names(), FAILED, "{around:?}");
         let info = echo.ran.info("failure");
         assert_eq!(
@@ -129,7 +129,7 @@ fn case_07_an_error_without_a_body_is_a_failure() {
             assert_eq!(failed.expect_err("a failure").code(), Code::Internal);
 
             // Then the tasks for failure run, and know the code.
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(echo.ran.names(), FAILED, "{around:?}");
             let info = echo.ran.info("failure");
             assert_eq!(
@@ -159,7 +159,7 @@ fn a_stream_holds_its_tasks_to_its_trailers() {
         // Then the stream's tasks still wait for its end.
         echo.gate.open();
         assert_eq!(all(stream).await, ("twice".to_owned(), Code::Ok));
-        settled(&layer, 7).await;
+        quiet(&layer, 7).await;
         assert_eq!(echo.ran.names(), format!("{WELL} witness"));
     });
 }
@@ -178,7 +178,7 @@ fn a_client_that_drops_a_stream_aborts_it() {
         drop(stream);
 
         // Then it was aborted, and there is no status.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(
             echo.ran.names(),
             "aborted always default success",
@@ -230,7 +230,7 @@ fn the_deadline_of_a_call_cancels_its_handler() {
             .to_str()
             .expect("a number");
         assert!(["1", "4"].contains(&code), "{code}");
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(echo.ran.names(), "aborted always default");
         let info = echo.ran.info("always");
         assert_eq!((info.end, info.status), (End::Cancelled, None));
@@ -265,7 +265,7 @@ fn the_deadline_of_a_call_does_not_cut_its_stream() {
             (read, &trailers["grpc-status"]),
             (23, &"0".parse().expect("a value"))
         );
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(echo.ran.names(), WELL);
         assert_eq!(echo.ran.info("always").grpc_status, Some(0));
     });
@@ -293,7 +293,7 @@ fn case_16_layers_in_both_places_are_one() {
         assert_eq!(all(stream).await.1, Code::Internal);
 
         // Then each task runs once, on the inner executor, with the status of the trailers.
-        settled(&inner, 6).await;
+        quiet(&inner, 6).await;
         assert_eq!(echo.ran.names(), FAILED);
         assert_eq!(echo.ran.info("always").grpc_status, Some(13));
         assert_eq!(layer.get_executor().snapshot().accepted, 0);

@@ -26,7 +26,7 @@ use tower_http::timeout::TimeoutLayer;
 
 use support::body::Script;
 use support::client::{Client, Manual};
-use support::ran::{Ran, settled};
+use support::ran::{Ran, quiet};
 use support::{Flavor, Gate, Http, Log, Server, Setting, app, everywhere, on, over};
 
 fn defer(request: &Request<Incoming>) -> Defer {
@@ -97,7 +97,7 @@ fn case_10_the_status_decides_whether_returned_or_rejected() {
 
             // Then its status decides.
             assert_eq!(answer.head.status, status);
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), expected, "{path}");
             let info = ran.info("always");
             assert_eq!(info.status, Some(answer.head.status));
@@ -128,7 +128,7 @@ fn case_10_a_service_that_returns_an_error_has_failed() {
         client.send(request).await.expect_err("no response");
 
         // Then the tasks for failure run, and there was no response.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), FAILED);
         let info = ran.info("always");
         assert_eq!((info.end, info.status), (End::Failed, None));
@@ -176,7 +176,7 @@ fn case_11_a_panic_reaches_the_server_and_the_tasks_know() {
             client.send(request).await.expect_err("no response");
 
             // Then the tasks for failure run once, and the server goes on.
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), FAILED);
             let info = ran.info("always");
             assert_eq!((info.end, info.status), (End::Panicked, None));
@@ -199,7 +199,7 @@ fn case_11_a_panic_caught_outside_is_still_a_panic() {
 
             // Then the client has a 500, and the tasks know of the panic.
             assert_eq!(answer.head.status, 500);
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), FAILED);
             let info = ran.info("always");
             assert_eq!((info.end, info.status), (End::Panicked, None));
@@ -221,7 +221,7 @@ fn case_11_a_panic_caught_inside_is_a_500() {
 
             // Then it is a response like any other.
             assert_eq!(answer.head.status, 500);
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), FAILED);
             let info = ran.info("always");
             assert_eq!(info.status, Some(StatusCode::INTERNAL_SERVER_ERROR));
@@ -322,7 +322,7 @@ fn case_12_the_client_leaves_while_the_handler_is_pending() {
             let stays = leave(setting, &server, way, pending).await;
 
             // Then the handler is dropped first, and each task runs as its condition says.
-            settled(&layer, 7).await;
+            quiet(&layer, 7).await;
             log.assert_order(&["pending", "handler dropped", "first task"]);
             assert_eq!(ran.names(), "aborted always default", "{way:?}");
             let info = ran.info("always");
@@ -353,7 +353,7 @@ fn case_13_the_client_leaves_an_idle_stream() {
             let stays = leave(setting, &server, way, log.awaits("idle")).await;
 
             // Then the response was aborted after what it had.
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), LEFT, "{way:?}");
             assert_eq!(ran.end("always"), (End::Aborted, 5));
             assert_eq!(ran.info("always").status, Some(StatusCode::OK));
@@ -392,7 +392,7 @@ fn case_13_the_client_leaves_a_busy_stream() {
             let stays = leave(setting, &server, way, log.awaits("busy")).await;
 
             // Then the response was aborted somewhere.
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), LEFT, "{way:?}");
             let (end, bytes) = ran.end("always");
             assert_eq!(end, End::Aborted);
@@ -432,7 +432,7 @@ fn case_14_a_body_that_fails_is_not_one_that_was_left() {
             read.expect_err("no whole response");
 
             // Then the tasks know its text.
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), "always default success");
             let expected = (End::BodyFailed, if late { 4 } else { 0 });
             assert_eq!(ran.end("always"), expected);
@@ -467,7 +467,7 @@ fn case_14_a_body_that_panics_has_failed() {
         }
 
         // Then the tasks know it.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), "always default success");
         assert_eq!(ran.end("always"), (End::BodyFailed, 4));
         assert_eq!(
@@ -515,7 +515,7 @@ fn case_15_a_running_task_does_not_care_who_leaves() {
         gate.open();
         log.awaits("dropped").await;
         log.assert_order(&["started", "ended", "dropped"]);
-        settled(&layer, 1).await;
+        quiet(&layer, 1).await;
         assert_eq!(layer.get_executor().snapshot().completed, 1);
     });
 }
@@ -586,10 +586,29 @@ fn case_16_an_inner_layer_waits_for_the_outer_body() {
         assert!(!report.timed_out, "{report}");
         let inner = inner.snapshot();
         assert_eq!((inner.accepted, inner.completed, inner.skipped), (6, 4, 2));
-        settled(&outer, 1).await;
+        quiet(&outer, 1).await;
         assert_eq!(outer.get_executor().snapshot().completed, 1);
         assert_eq!(ran.names(), "always complete default outer success");
         assert_eq!(ran.end("always"), (End::Complete, 15));
+    });
+}
+
+#[test]
+fn case_16_the_same_layer_twice_is_one() {
+    everywhere(|setting| async move {
+        // Given a router that has the same layer inside and outside.
+        let (ran, layer) = (Ran::new(), DeferLayer::new());
+        let handler = {
+            let ran = ran.clone();
+            get(async move |defer: Defer| ran.six(&defer))
+        };
+        let router = Router::new().route("/", handler).layer(layer.clone());
+        let server = setting.serve(layer.layer(router));
+        // When it is asked.
+        setting.connect(&server).await.get("/").await;
+        // Then each task runs once.
+        quiet(&layer, 6).await;
+        assert_eq!(ran.names(), WELL);
     });
 }
 
@@ -623,7 +642,7 @@ fn pipelined_requests_are_released_one_by_one() {
         }
 
         // Then each has its task.
-        settled(&layer, 3).await;
+        quiet(&layer, 3).await;
         assert_eq!(ran.names(), "/1 /2 /3");
         for path in ["/1", "/2", "/3"] {
             assert_eq!(ran.end(path), (End::Complete, 2));
@@ -653,7 +672,7 @@ fn a_connection_that_closes_after_the_response_is_complete() {
             ran.awaits(path).await;
             assert_eq!(ran.end(path), (End::Complete, path.len() as u64));
         }
-        settled(&layer, 3).await;
+        quiet(&layer, 3).await;
     });
 }
 
@@ -674,7 +693,7 @@ fn a_close_delimited_stream_is_complete_at_its_end() {
         client.write("GET / HTTP/1.0\r\n\r\n").await;
         assert!(client.rest().await.ends_with(b"onetwo"));
         // Then it is complete.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), WELL);
         assert_eq!(ran.end("always"), (End::Complete, 6));
     });
@@ -706,7 +725,7 @@ fn an_interim_response_releases_nothing() {
         // Then the tasks still wait for the response.
         client.write("data").await;
         client.until("\r\n\r\ndata").await;
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), WELL);
         assert_eq!(ran.end("always"), (End::Complete, 4));
     });
@@ -758,7 +777,7 @@ fn an_upgrade_is_its_own_end() {
             assert_eq!(ran.end("always"), (End::Upgraded, 0), "{method}");
             client.write("ping").await;
             assert_eq!(client.exactly(4).await, b"ping");
-            settled(&layer, 7).await;
+            quiet(&layer, 7).await;
             assert_eq!(ran.names(), "always default success", "{method}");
         });
     }
@@ -786,7 +805,7 @@ fn connect_over_http2_is_an_upgrade() {
             .expect("a stream");
         assert_eq!(response.await.expect("a head").status(), 200);
         // Then the tunnel's end is not the response's.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), "always default success");
         assert_eq!(ran.end("always"), (End::Upgraded, 0));
     });
@@ -817,7 +836,7 @@ fn fewer_bytes_than_declared_are_truncated() {
         }
 
         // Then it is not complete.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), "always default success");
         assert_eq!(ran.end("always"), (End::Truncated, 4));
     });
@@ -841,7 +860,7 @@ fn more_bytes_than_declared_are_cut_and_complete() {
         let answer = setting.connect(&server).await.get("/").await;
         // Then the client has what was declared.
         assert_eq!(answer.body, "four");
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), WELL);
         assert_eq!(ran.end("always"), (End::Complete, 13));
     });
@@ -879,7 +898,7 @@ fn compression_inside_is_part_of_the_response_and_outside_it_is_not() {
             // Then each task runs once, and the bytes are those of the layer's place.
             assert_eq!(answer.head.headers["content-encoding"], "gzip");
             assert!(answer.body.len() < TEXT / 10);
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), WELL, "inside: {inside}");
             let bytes = if inside { answer.body.len() } else { TEXT };
             assert_eq!(ran.end("always"), (End::Complete, bytes as u64));
@@ -912,7 +931,7 @@ fn a_timeout_outside_cancels() {
 
         // Then the tasks know of no response, though the client has one.
         assert_eq!(answer.head.status, 504);
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), "aborted always default");
         let info = ran.info("always");
         assert_eq!((info.end, info.status), (End::Cancelled, None));
@@ -943,7 +962,7 @@ fn a_timeout_inside_is_a_response() {
         setting.connect(&server).await.get("/").await;
 
         // Then it is a failure like any other.
-        settled(&layer, 6).await;
+        quiet(&layer, 6).await;
         assert_eq!(ran.names(), FAILED);
         assert_eq!(ran.end("always"), (End::Complete, 0));
     });
@@ -973,7 +992,7 @@ async fn a_body_polled_after_its_end_releases_once() {
     drop(body);
 
     // Then nothing happens twice.
-    settled(&layer, 6).await;
+    quiet(&layer, 6).await;
     assert_eq!(ran.names(), WELL);
     assert_eq!(ran.end("always"), (End::Complete, 4));
 }
@@ -1002,7 +1021,7 @@ fn head_through_a_router_is_complete() {
 
             // Then that is the whole of it.
             assert_eq!(answer.head.headers["content-length"], "6");
-            settled(&layer, 6).await;
+            quiet(&layer, 6).await;
             assert_eq!(ran.names(), WELL, "around: {around}");
             assert_eq!(ran.end("always"), (End::Complete, 0));
         }
@@ -1028,7 +1047,7 @@ fn a_condition_of_ones_own_is_asked_with_the_response() {
         client.get("/").await;
         client.get("/large").await;
         // Then it runs for the latter.
-        settled(&layer, 2).await;
+        quiet(&layer, 2).await;
         assert_eq!(ran.names(), "/large");
         assert_eq!(layer.get_executor().snapshot().skipped, 1);
     });
@@ -1069,7 +1088,7 @@ fn a_stream_is_released_by_its_own_end_and_not_by_its_connection() {
             assert_eq!(ran.names(), "/quick");
             gate.open();
             slow.into_body().collect().await.expect("a whole body");
-            settled(&layer, 2).await;
+            quiet(&layer, 2).await;
             assert_eq!(ran.names(), "/quick /slow");
         },
     );

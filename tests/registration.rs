@@ -100,7 +100,7 @@ fn case_18_a_clone_used_after_the_response_knows_it() {
         let handle = kept.lock().expect("no panic").take().expect("a handle");
         support::eventually("the release", || handle.response().is_some()).await;
 
-        // When it is used after the response, on a thread of no runtime's or of the server's.
+        // When it is used after the response.
         let info = handle.response().expect("a response").clone();
         let six = ran.clone();
         let used = server.handle().spawn(async move { six.six(&handle) });

@@ -468,6 +468,10 @@ impl Model {
         self.outstanding(on) < self.capacity
     }
 
+    fn is_at_limit(&self) -> bool {
+        self.released.is_none() && self.collected >= self.max_tasks
+    }
+
     /// Room is given. Whether the task is accepted; its number is the next one.
     fn register(&mut self, on: usize, when: Option<Condition>, ends: Ends) -> bool {
         let state = if self.released.is_some() {
@@ -519,6 +523,7 @@ impl Model {
 
     fn body_dropped(&mut self) {
         self.stage = Stage::Over;
+        let whole = self.declared.is_some_and(|declared| self.bytes >= declared);
         let success = self.status.is_some_and(|s| (200..300).contains(&s));
         let end = if self.failed {
             End::BodyFailed
@@ -528,9 +533,7 @@ impl Model {
             End::Complete
         } else if self.ended && self.declared.is_some_and(|declared| self.bytes < declared) {
             End::Truncated
-        } else if self.ended {
-            End::Complete
-        } else if self.http1 && self.declared.is_some_and(|declared| self.bytes >= declared) {
+        } else if self.ended || (self.http1 && whole) {
             End::Complete
         } else {
             End::Aborted
@@ -693,13 +696,20 @@ impl World {
         };
         let handle = match registration.how {
             How::Run | How::TryRun if !has_room => {
-                model.rejected_full[on] += 1;
+                // The request's own limit is asked first: what breaks it costs nobody else a place.
+                let expected = if model.is_at_limit() {
+                    model.rejected_limit[on] += 1;
+                    RejectReason::RequestLimit
+                } else {
+                    model.rejected_full[on] += 1;
+                    RejectReason::Full
+                };
                 drop(model);
                 let reason = match registration.how {
                     How::Run => defer.run(task).rejection(),
                     _ => defer.try_run(task).err().map(|rejected| rejected.reason()),
                 };
-                self.expect("no room", reason, Some(RejectReason::Full));
+                self.expect("no room", reason, Some(expected));
                 return;
             }
             How::Run => {

@@ -124,6 +124,11 @@ impl Collector {
         self.gate.pushed() > 0
     }
 
+    /// Whether the request has registered all that it may. A hint: registering decides.
+    pub(super) fn is_at_limit(&self) -> bool {
+        self.gate.pushed() >= self.scope.max_tasks && self.response.get().is_none()
+    }
+
     fn is_untouched(&self) -> bool {
         !self.is_used() && !self.joined.load(Ordering::Relaxed)
     }
@@ -259,17 +264,29 @@ impl Collector {
 
     /// Releases by force what is registered so far.
     pub(crate) fn force(self: &Arc<Self>) -> usize {
-        self.release(true)
+        self.release(true, Shared::enqueue)
+    }
+
+    /// Gives up what a handler has registered that is still pending at a drain's deadline. It is not
+    /// released: another executor, whose deadline comes a moment later, would start it meanwhile.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        self.release(true, |shared, tasks, _, _| {
+            shared.cancel_all(tasks, UnfinishedState::NeverStarted);
+        });
     }
 
     fn let_go(self: &Arc<Self>) {
         if self.gate.let_go() {
-            self.release(false);
+            self.release(false, Shared::enqueue);
         }
     }
 
     /// Returns how many tasks were released.
-    fn release(self: &Arc<Self>, forced: bool) -> usize {
+    fn release(
+        self: &Arc<Self>,
+        forced: bool,
+        hand_over: impl Fn(&Arc<Shared>, Fifo<Node>, &Arc<dyn Origin>, Tick),
+    ) -> usize {
         let clock = &self.scope.executor.shared().clock;
         let used = self.is_used();
         let now = if used { clock.now() } else { Tick::ZERO };
@@ -292,16 +309,16 @@ impl Collector {
         }
         observe::released(count, end);
         let origin: Arc<dyn Origin> = self.clone();
+        let shared = self.scope.executor.shared();
         if !tasks.is_empty() {
             // The hint above may have missed what another thread pushed.
             let now = if used { now } else { clock.now() };
-            self.scope.executor.shared().enqueue(tasks, &origin, now);
+            hand_over(shared, tasks, &origin, now);
         }
         for (executor, tasks) in elsewhere {
             // Its clock is another one.
-            executor
-                .shared()
-                .enqueue(tasks, &origin, executor.shared().clock.now());
+            let shared = executor.shared();
+            hand_over(shared, tasks, &origin, shared.clock.now());
         }
         count
     }

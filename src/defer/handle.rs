@@ -11,7 +11,7 @@ use super::{Collector, MissingLayer};
 use crate::executor::{Executor, Place, RejectReason, Rejected, Shared, TaskHandle, located};
 use crate::response::ResponseInfo;
 use crate::sync::Arc;
-use crate::task::{Node, Origin, Task, TaskOutput};
+use crate::task::{IntoTask, Node, Origin, Task, TaskOutput};
 
 /// The handle to defer work with, found in the extensions of a request that passed a
 /// [`DeferLayer`](crate::DeferLayer).
@@ -75,15 +75,21 @@ impl Defer {
     /// # }
     /// ```
     #[track_caller]
-    pub fn run(&self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn run(&self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         let executor = self.executor();
-        let registered = match executor.shared().admit() {
+        // Asked first: no other task makes room for one that its own request's limit refuses.
+        let admitted = if self.collector.is_at_limit() {
+            Err(RejectReason::RequestLimit)
+        } else {
+            executor.shared().admit()
+        };
+        let registered = match admitted {
             Ok(place) => self.register(node, place),
             Err(reason) => Err((node, reason)),
         };
         registered.unwrap_or_else(|(node, reason)| {
-            executor.shared().reject(&node, reason);
+            executor.shared().reject_for_good(node, reason);
             TaskHandle::rejected(reason)
         })
     }
@@ -131,8 +137,8 @@ impl Defer {
     ///
     /// [`Rejected`], with the task and the reason.
     #[track_caller]
-    pub fn try_run(&self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
-        let node = located(task.into(), Location::caller());
+    pub fn try_run(&self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into_task(), Location::caller());
         let executor = self.executor();
         let registered = match executor.shared().try_admit() {
             Ok(place) => self.register(node, place),

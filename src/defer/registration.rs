@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use super::Defer;
 use crate::executor::{Closed, Permit, Rejected, Reserve, TaskHandle, located};
-use crate::task::Task;
+use crate::task::{IntoTask, Task};
 
 /// The future of [`Defer::reserve`].
 #[must_use = "futures do nothing unless awaited"]
@@ -50,8 +50,8 @@ impl DeferPermit {
     /// [`Rejected`] where the request has registered as many tasks as it may: room in the executor does
     /// not lift that limit.
     #[track_caller]
-    pub fn run(self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
-        let node = located(task.into(), Location::caller());
+    pub fn run(self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into_task(), Location::caller());
         let (executor, place) = self.permit.into_parts();
         self.defer.register(node, place).map_err(|(node, reason)| {
             executor.shared().reject(&node, reason);

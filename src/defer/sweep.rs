@@ -141,9 +141,8 @@ impl Sweep {
             sweep: self.clone(),
             ended: false,
         };
-        if shared.spawn(running.run()).is_none() {
-            observe::no_runtime();
-        }
+        // Where it cannot be started it is dropped, and the next registration tries again.
+        let _ = shared.spawn(running.run());
     }
 
     fn look(&self) {
@@ -163,8 +162,10 @@ impl Sweep {
 impl Source for Sweep {
     fn release_now(&self, handlers: bool) {
         for collector in self.all() {
-            if handlers || collector.progress().has_begun() {
+            if collector.progress().has_begun() {
                 collector.force();
+            } else if handlers {
+                collector.abandon();
             }
         }
     }

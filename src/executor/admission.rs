@@ -32,17 +32,25 @@ pub(crate) struct Admission {
     queue: Mutex<Waiters>,
 }
 
+/// Tickets grow along the line, so a waiter is found without walking it, however long it is.
 #[derive(Debug, Default)]
 struct Waiters {
     next_ticket: u64,
     line: VecDeque<Waiter>,
+    /// So many at the front have been given their place and have not come for it yet.
+    served: usize,
 }
 
 #[derive(Debug)]
 struct Waiter {
     ticket: u64,
     waker: Waker,
-    served: bool,
+}
+
+impl Waiters {
+    fn position(&self, ticket: u64) -> Option<usize> {
+        self.line.binary_search_by_key(&ticket, |w| w.ticket).ok()
+    }
 }
 
 impl Admission {
@@ -126,7 +134,6 @@ impl Admission {
                 queue.line.push_back(Waiter {
                     ticket: mine,
                     waker: cx.waker().clone(),
-                    served: false,
                 });
                 *ticket = Some(mine);
                 self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -136,45 +143,49 @@ impl Admission {
             }
             Some(mine) => {
                 let mut queue = self.queue.lock();
-                if let Some(waiter) = queue.line.iter_mut().find(|w| w.ticket == mine) {
-                    if !waiter.served {
-                        waiter.waker.clone_from(cx.waker());
+                if let Some(at) = queue.position(mine) {
+                    let waker = &mut queue.line[at].waker;
+                    if !waker.will_wake(cx.waker()) {
+                        let old = std::mem::replace(waker, cx.waker().clone());
+                        drop(queue);
+                        // Not under the lock: a waker's drop is not our code.
+                        drop(old);
                     }
                 }
             }
         }
         let mine = ticket.unwrap_or_default();
         let mut queue = self.queue.lock();
-        let Some(at) = queue.line.iter().position(|w| w.ticket == mine) else {
+        let Some(at) = queue.position(mine) else {
             *ticket = None;
             return Poll::Ready(Err(NoPlace::Closed));
         };
-        if queue.line[at].served {
-            queue.line.remove(at);
-            *ticket = None;
-            return Poll::Ready(Ok(()));
-        }
-        if self.is_closed() {
-            self.step_out(&mut queue, at);
-            *ticket = None;
-            return Poll::Ready(Err(NoPlace::Closed));
-        }
-        Poll::Pending
+        let taken = if at < queue.served {
+            Ok(())
+        } else if self.is_closed() {
+            Err(NoPlace::Closed)
+        } else {
+            return Poll::Pending;
+        };
+        *ticket = None;
+        let gone = self.step_out(&mut queue, at);
+        drop(queue);
+        drop(gone);
+        Poll::Ready(taken)
     }
 
-    /// Leaves the line; a place that was already given is passed on.
-    pub(crate) fn cancel(&self, ticket: u64) {
+    /// Leaves the line; a place that was already given is passed on. Returns whether none is taken any
+    /// more by that.
+    pub(crate) fn cancel(&self, ticket: u64) -> bool {
         let mut queue = self.queue.lock();
-        let Some(at) = queue.line.iter().position(|w| w.ticket == ticket) else {
-            return;
+        let Some(at) = queue.position(ticket) else {
+            return false;
         };
-        if queue.line[at].served {
-            queue.line.remove(at);
-            drop(queue);
-            self.give_back();
-        } else {
-            self.step_out(&mut queue, at);
-        }
+        let served = at < queue.served;
+        let gone = self.step_out(&mut queue, at);
+        drop(queue);
+        drop(gone);
+        served && self.give_back()
     }
 
     /// Closes if no place is taken; whether it is closed now.
@@ -199,22 +210,23 @@ impl Admission {
         self.turn_away();
     }
 
-    fn step_out(&self, queue: &mut Waiters, at: usize) {
-        queue.line.remove(at);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    fn step_out(&self, queue: &mut Waiters, at: usize) -> Option<Waiter> {
+        if at < queue.served {
+            queue.served -= 1;
+        } else {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        queue.line.remove(at)
     }
 
     /// Gives free places to those who wait, in order. A served waiter no longer counts as waiting.
     fn serve(&self) {
         let mut woken = Vec::new();
         let mut queue = self.queue.lock();
-        for waiter in queue.line.iter_mut().filter(|w| !w.served) {
-            if self.take().is_err() {
-                break;
-            }
-            waiter.served = true;
+        while queue.served < queue.line.len() && self.take().is_ok() {
+            woken.push(queue.line[queue.served].waker.clone());
+            queue.served += 1;
             self.waiting.fetch_sub(1, Ordering::SeqCst);
-            woken.push(waiter.waker.clone());
         }
         drop(queue);
         woken.into_iter().for_each(Waker::wake);
@@ -225,5 +237,58 @@ impl Admission {
         let woken: Vec<Waker> = queue.line.iter().map(|w| w.waker.clone()).collect();
         drop(queue);
         woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(all(test, not(defer_loom)))]
+mod tests {
+    use super::*;
+
+    fn poll(admission: &Admission, ticket: &mut Option<u64>) -> Poll<Result<(), NoPlace>> {
+        admission.poll_take(ticket, &mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn served_in_order_though_some_leave_the_line() {
+        let admission = Admission::new(2);
+        assert_eq!([admission.try_take(), admission.try_take()], [Ok(()); 2]);
+        let mut tickets = [None; 6];
+        for ticket in &mut tickets {
+            assert!(poll(&admission, ticket).is_pending());
+        }
+        assert!(!admission.cancel(tickets[1].take().expect("in line")));
+        assert!(!admission.give_back());
+        assert!(!admission.give_back());
+        // 0 and 2 are served; nobody overtakes while 3, 4 and 5 wait.
+        assert_eq!(admission.try_take(), Err(NoPlace::Full));
+        assert_eq!(poll(&admission, &mut tickets[2]), Poll::Ready(Ok(())));
+        assert!(poll(&admission, &mut tickets[3]).is_pending());
+        // 0 leaves with its place, which goes to 3.
+        admission.cancel(tickets[0].take().expect("served"));
+        assert!(poll(&admission, &mut tickets[4]).is_pending());
+        assert_eq!(poll(&admission, &mut tickets[3]), Poll::Ready(Ok(())));
+        admission.close();
+        for at in [4, 5] {
+            assert_eq!(
+                poll(&admission, &mut tickets[at]),
+                Poll::Ready(Err(NoPlace::Closed))
+            );
+            assert_eq!(tickets[at], None);
+        }
+        assert!(!admission.give_back());
+        assert!(admission.give_back());
+        assert_eq!(admission.taken(), 0);
+        assert_eq!(admission.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn who_leaves_with_the_last_place_says_so() {
+        let admission = Admission::new(1);
+        assert_eq!(admission.try_take(), Ok(()));
+        let mut ticket = None;
+        assert!(poll(&admission, &mut ticket).is_pending());
+        admission.give_back();
+        assert!(admission.cancel(ticket.expect("served")));
+        assert!(admission.close_if_empty());
     }
 }

@@ -23,7 +23,8 @@ use crate::task::{Attempt, Kind, Name, Node, TaskContext};
 pub(super) enum Outcome {
     Completed,
     Failed(TaskError),
-    TimedOut,
+    /// It had this long.
+    TimedOut(Duration),
     Panicked(String),
     /// The condition did not hold: there was no attempt.
     Skipped,
@@ -35,7 +36,7 @@ impl Outcome {
         match self {
             Outcome::Completed => "completed",
             Outcome::Failed(_) => "failed",
-            Outcome::TimedOut => "timed_out",
+            Outcome::TimedOut(_) => "timed_out",
             Outcome::Panicked(_) => "panicked",
             Outcome::Skipped => "skipped",
         }
@@ -46,8 +47,8 @@ impl Outcome {
 pub(super) struct Begun {
     /// Where the body can see it.
     context: Option<TaskContext>,
-    /// Known once it has waited.
-    deadline: Option<Tick>,
+    /// Known once it has waited, with the time that led to it.
+    deadline: Option<(Tick, Duration)>,
     pub(super) span: AttemptSpan,
 }
 
@@ -85,7 +86,6 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
 /// Writes the attempt into the slot, where snapshots and the watch find it.
 #[inline(always)]
 pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
-    shared.watch.wake(shared);
     let number = node.attempts() + 1;
     let kind = node.body().kind();
     let name = node.name();
@@ -103,6 +103,7 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
         stuck: None,
         abandoned: false,
     });
+    shared.watch.wake(shared);
     Begun {
         context,
         deadline: None,
@@ -125,33 +126,38 @@ fn describe(node: &Node, number: u32, name: Name) -> TaskContext {
     })
 }
 
+/// The time of an attempt. The whole task is bounded, too; the first attempt, which always happens,
+/// counts that time from its own start, so that waiting in the queue does not use it up.
 fn timeout(shared: &Shared, node: &Node) -> Duration {
-    node.settings()
+    let settings = node.settings();
+    let timeout = settings
         .and_then(|s| s.timeout)
-        .unwrap_or(shared.config.timeout)
+        .unwrap_or(shared.config.timeout);
+    let retry = settings
+        .and_then(|s| s.retry.as_ref())
+        .unwrap_or(&shared.config.retry);
+    timeout.min(retry.age_limit())
 }
 
 /// When the attempt has to end. Asked after a pending poll only: a task that never waits pays for no
 /// timer and for no look at the clock.
 pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &Slot) -> Tick {
-    if let Some(deadline) = begun.deadline {
+    if let Some((deadline, _)) = begun.deadline {
         return deadline;
     }
     let now = shared.clock.now();
     slot.with(|running| running.since = Some(now));
-    let by_timeout = now.saturating_add(timeout(shared, node));
-    let deadline = match give_up_at(shared, node) {
-        Some(give_up_at) if give_up_at > now => by_timeout.min(give_up_at),
-        _ => by_timeout,
-    };
-    *begun.deadline.insert(deadline)
-}
-
-/// A retry ends when the task gives up; the first attempt has its whole time.
-fn give_up_at(shared: &Shared, node: &Node) -> Option<Tick> {
-    let settings = node.settings().filter(|s| s.attempts > 0)?;
-    let retry = settings.retry.as_ref().unwrap_or(&shared.config.retry);
-    Some(node.header().queued_at.saturating_add(retry.age_limit()))
+    let mut limit = timeout(shared, node);
+    // A retry ends when the task gives up; a last chance has its whole time.
+    if node
+        .settings()
+        .is_some_and(|s| s.attempts > 0 && !s.last_chance)
+    {
+        limit = limit.min(shared.give_up_at(node).since(now));
+    }
+    let deadline = now.saturating_add(limit);
+    begun.deadline = Some((deadline, limit));
+    deadline
 }
 
 /// One poll of the user's code.
@@ -175,11 +181,12 @@ pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>
 }
 
 pub(super) fn time_out(node: &mut Node, begun: &Begun) -> Outcome {
+    let limit = begun.deadline.map_or(Duration::ZERO, |(_, limit)| limit);
     if let Some(context) = &begun.context {
         context.cancellation().cancel();
     }
     match begun.span.within(|| end(node)) {
-        None => Outcome::TimedOut,
+        None => Outcome::TimedOut(limit),
         Some(text) => Outcome::Panicked(text),
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// Each is counted once, where the transition happens. Relaxed throughout: they are sums, and what
-/// they count is ordered by the places that the same tasks hold.
+/// Each is counted once, where the transition happens. Who reads that a task has ended (acquire) also
+/// reads that it was accepted: that was counted before, and the end was counted with release.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) accepted: Count,
@@ -31,10 +31,10 @@ impl Default for Count {
 
 impl Count {
     pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.0.fetch_add(n, Ordering::Release);
     }
 
     pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Acquire)
     }
 }

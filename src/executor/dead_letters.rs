@@ -93,6 +93,12 @@ impl Letters {
             .collect()
     }
 
+    /// Drops all of them.
+    pub(super) fn clear(&self) {
+        let all = std::mem::take(&mut *self.kept.lock());
+        all.into_iter().for_each(drop_kept);
+    }
+
     fn take(&self, id: TaskId) -> Option<Kept> {
         let mut kept = self.kept.lock();
         let at = kept.iter().position(|k| k.letter.id == id)?;

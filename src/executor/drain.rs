@@ -6,14 +6,13 @@
 //!    between.
 //! 2. After the deadline everything that is left is cancelled and named once, whoever holds it.
 
-use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
 use super::Shared;
+use super::report::{DrainReport, Unfinished, UnfinishedState};
 use crate::clock::Tick;
 use crate::observe;
-use crate::retry::DiscardReason;
 use crate::sync::{Arc, AtomicU32, Mutex, Ordering};
 use crate::task::{Name, Node, TaskId};
 
@@ -39,6 +38,8 @@ struct Log {
     began: Option<Began>,
     unfinished: Vec<Unfinished>,
     unnamed: u64,
+    /// When the first drain ended, and the report was logged.
+    ended: Option<Tick>,
 }
 
 /// The counters when the drain began.
@@ -54,143 +55,6 @@ struct Totals {
     discarded: u64,
     skipped: u64,
     cancelled: u64,
-}
-
-/// What a drain found: how many tasks came to which end since it began, and the name of each that
-/// did not complete. Its `Display` is made for a log: one line, and one for each of these.
-///
-/// What ended before the drain began is in the [`Snapshot`](crate::Snapshot) only.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct DrainReport {
-    /// Tasks that completed during the drain.
-    pub completed: u64,
-    /// Tasks that failed for good during the drain; they are dead letters.
-    pub discarded: u64,
-    /// Tasks whose condition did not hold.
-    pub skipped: u64,
-    /// Tasks that were abandoned at the deadline, or taken back by their handle.
-    pub cancelled: u64,
-    /// Deliveries that stay in a store, their attempts not consumed; 0 where there is no store.
-    pub kept: u64,
-    /// Each task that did not complete, and why; at most 10,000 of them.
-    pub unfinished: Vec<Unfinished>,
-    /// How many more there were.
-    pub unnamed: u64,
-    /// Whether the deadline came first.
-    pub timed_out: bool,
-    /// How long it took, from the beginning of the drain.
-    pub took: Duration,
-}
-
-/// A task that did not complete.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Unfinished {
-    /// Its identity.
-    pub id: TaskId,
-    /// Its name.
-    pub name: String,
-    /// Where it was registered.
-    pub location: &'static Location<'static>,
-    /// Attempts that had begun and failed.
-    pub failed_attempts: u32,
-    /// What became of it.
-    pub state: UnfinishedState,
-    /// Its last error, where it had one.
-    pub error: Option<Arc<str>>,
-}
-
-/// Why a task did not complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum UnfinishedState {
-    /// It was queued, or its request had not released it: nothing of it has run.
-    NeverStarted,
-    /// An attempt was running and was dropped at an await point.
-    Interrupted,
-    /// It waited for its next attempt.
-    Waiting,
-    /// An attempt was running and could not be stopped: it never yielded, or it blocks a thread.
-    StillRunning,
-    /// It failed for good during the drain.
-    Discarded(DiscardReason),
-    /// Its handle took it back.
-    TakenBack,
-}
-
-impl UnfinishedState {
-    /// The name in logs, for example `never_started`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            UnfinishedState::NeverStarted => "never_started",
-            UnfinishedState::Interrupted => "interrupted",
-            UnfinishedState::Waiting => "waiting",
-            UnfinishedState::StillRunning => "still_running",
-            UnfinishedState::Discarded(_) => "discarded",
-            UnfinishedState::TakenBack => "taken_back",
-        }
-    }
-}
-
-impl DrainReport {
-    /// Whether everything completed or was skipped by its own condition.
-    pub fn is_clean(&self) -> bool {
-        self.unfinished.is_empty() && self.unnamed == 0
-    }
-
-    /// Two executors that were drained together.
-    pub(crate) fn plus(mut self, other: Self) -> Self {
-        self.completed += other.completed;
-        self.discarded += other.discarded;
-        self.skipped += other.skipped;
-        self.cancelled += other.cancelled;
-        self.kept += other.kept;
-        self.unfinished.extend(other.unfinished);
-        self.unnamed += other.unnamed;
-        self.timed_out |= other.timed_out;
-        self.took = self.took.max(other.took);
-        self
-    }
-}
-
-impl fmt::Display for DrainReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "drained in {:?}{}: {} completed, {} skipped, {} discarded, {} cancelled, {} kept",
-            self.took,
-            if self.timed_out {
-                " (the deadline came first)"
-            } else {
-                ""
-            },
-            self.completed,
-            self.skipped,
-            self.discarded,
-            self.cancelled,
-            self.kept
-        )?;
-        for task in &self.unfinished {
-            write!(
-                f,
-                "\n  {} ({}), {}",
-                task.name,
-                task.location,
-                task.state.as_str()
-            )?;
-            if let UnfinishedState::Discarded(reason) = task.state {
-                write!(f, " ({reason})")?;
-            }
-            if let Some(error) = &task.error {
-                write!(f, ": {error}")?;
-            }
-        }
-        if self.unnamed > 0 {
-            write!(f, "\n  and {} more", self.unnamed)?;
-        }
-        Ok(())
-    }
 }
 
 impl Default for Drain {
@@ -257,7 +121,6 @@ impl Shared {
     /// which something may still be registered, are waited for, as handlers always are.
     pub(crate) async fn drain(self: &Arc<Self>, deadline: Tick, responses: bool) -> DrainReport {
         self.begin_drain();
-        self.resume();
         let _watcher = Watcher::new(self);
         let mut timed_out = false;
         loop {
@@ -280,9 +143,7 @@ impl Shared {
                 }
             }
         }
-        let report = self.drain_report(timed_out);
-        observe::drained(&report);
-        report
+        self.drain_report(timed_out)
     }
 
     fn no_more_requests(&self, responses: bool) -> bool {
@@ -292,7 +153,7 @@ impl Shared {
 
     /// Waits until no task is outstanding.
     pub(super) async fn idle(self: &Arc<Self>) {
-        self.resume();
+        self.kick();
         let _watcher = Watcher::new(self);
         loop {
             let mut changed = std::pin::pin!(self.quiet.notified());
@@ -305,6 +166,7 @@ impl Shared {
     }
 
     fn begin_drain(self: &Arc<Self>) {
+        self.kick();
         let mut log = self.drain.log.lock();
         if log.began.is_none() {
             log.began = Some(Began {
@@ -338,15 +200,18 @@ impl Shared {
             }
         };
         let _ = tokio::time::timeout(GRACE, emptied).await;
+        // What had its place before the closing and was registered after the first look.
+        self.release_sources(true);
+        self.cancel_queued();
         self.abandon_running();
     }
 
     /// By invariant 2: called whenever tasks turn up after the deadline.
     pub(super) fn cancel_queued(&self) {
-        let (ready, due) = self.queue.take_all();
-        self.cancel_all(ready, UnfinishedState::NeverStarted);
-        self.cancel_all(due, UnfinishedState::Waiting);
-        self.cancel_all(self.blocking.take_all(), UnfinishedState::NeverStarted);
+        for (ready, due) in [self.queue.take_all(), self.blocking.take_all()] {
+            self.cancel_all(ready, UnfinishedState::NeverStarted);
+            self.cancel_all(due, UnfinishedState::Waiting);
+        }
         self.cancel_all(self.waiting.take_all(), UnfinishedState::Waiting);
     }
 
@@ -388,11 +253,13 @@ impl Shared {
 
     fn drain_report(&self, timed_out: bool) -> DrainReport {
         let now = self.totals();
-        let log = self.drain.log.lock();
+        let mut log = self.drain.log.lock();
+        let first = log.ended.is_none();
+        let ended = *log.ended.get_or_insert_with(|| self.clock.now());
         let (at, then) = log
             .began
             .map_or((Tick::ZERO, now), |began| (began.at, began.totals));
-        DrainReport {
+        let report = DrainReport {
             completed: now.completed - then.completed,
             discarded: now.discarded - then.discarded,
             skipped: now.skipped - then.skipped,
@@ -401,8 +268,13 @@ impl Shared {
             unfinished: log.unfinished.clone(),
             unnamed: log.unnamed,
             timed_out,
-            took: self.clock.now().since(at),
+            took: ended.since(at),
+        };
+        drop(log);
+        if first {
+            observe::drained(&report);
         }
+        report
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::observe;
 use crate::sync::Arc;
-use crate::task::{Node, Task};
+use crate::task::{IntoTask, Node, Task};
 
 /// Runs tasks: bounded, with retries, and with an account of each.
 ///
@@ -59,16 +59,16 @@ impl Executor {
     /// condition is not asked. Where there is no room, the overflow policy decides, and the handle
     /// says whether the task was accepted.
     ///
-    /// The executor runs on the runtime of the caller, unless it has one of its own; that runtime needs its
-    /// timer enabled. Called where there is none, the task stays queued until the executor is used from
-    /// within a runtime, and an error is logged.
+    /// The executor runs on the runtime of the caller, unless it has one of its own. Called where
+    /// there is none (or one without a timer, which attempts need), the task stays queued until the
+    /// executor is used from within a runtime; that is logged as an error.
     #[track_caller]
-    pub fn submit(&self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(&self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.admit() {
             Ok(place) => self.accept(node, place),
             Err(reason) => {
-                self.shared.reject(&node, reason);
+                self.shared.reject_for_good(node, reason);
                 TaskHandle::rejected(reason)
             }
         }
@@ -81,8 +81,8 @@ impl Executor {
     ///
     /// [`Rejected`], with the task and the reason.
     #[track_caller]
-    pub fn try_submit(&self, task: impl Into<Task>) -> Result<TaskHandle, Rejected> {
-        let node = located(task.into(), Location::caller());
+    pub fn try_submit(&self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
+        let node = located(task.into_task(), Location::caller());
         match self.shared.try_admit() {
             Ok(place) => Ok(self.accept(node, place)),
             Err(reason) => {
@@ -134,9 +134,17 @@ impl Executor {
     ///
     /// [`Shutdown`](crate::Shutdown) does this and stops the server before it.
     ///
+    /// A task may drain its own executor: it is outstanding itself, so that ends with the deadline, and
+    /// with the task.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with a timer.
+    ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the executor draining (retries at once) but open.
+    /// Dropping the future leaves the executor draining (retries at once) but open, and closed where
+    /// the deadline has passed.
     pub async fn drain(&self, within: Duration) -> DrainReport {
         let deadline = self.shared.clock.now().saturating_add(within);
         self.shared.drain(deadline, true).await
@@ -234,7 +242,7 @@ impl Reserve {
 impl Drop for Reserve {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.shared.admission.cancel(ticket);
+            self.shared.leave_line(ticket);
         }
     }
 }
@@ -250,8 +258,8 @@ pub struct Permit {
 impl Permit {
     /// Uses the room.
     #[track_caller]
-    pub fn submit(self, task: impl Into<Task>) -> TaskHandle {
-        let node = located(task.into(), Location::caller());
+    pub fn submit(self, task: impl IntoTask) -> TaskHandle {
+        let node = located(task.into_task(), Location::caller());
         self.executor.accept(node, self.place)
     }
 

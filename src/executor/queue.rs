@@ -121,11 +121,6 @@ impl<T: Link> Queue<T> {
         self.pick(&mut state)
     }
 
-    /// Whom to tell of what is there already: nobody could be told when it was pushed.
-    pub(crate) fn rouse(&self) -> Wake {
-        self.pick(&mut self.state.lock())
-    }
-
     /// The next step of a worker; pending means that it is parked.
     pub(crate) fn poll_next(&self, worker: &mut Worker, waker: &Waker) -> (Poll<Next<T>>, Wake) {
         let mut state = self.state.lock();
@@ -209,6 +204,18 @@ impl<T: Link> Queue<T> {
         Some(item)
     }
 
+    /// Sees to it that a worker comes for what is queued: after it was pushed where no worker could be
+    /// started, or when the workers went with their runtime.
+    pub(crate) fn poke(&self) -> Wake {
+        self.pick(&mut self.state.lock())
+    }
+
+    /// Whether something is queued and nobody will come for it.
+    pub(crate) fn is_stranded(&self) -> bool {
+        let state = self.state.lock();
+        state.live == 0 && !(state.ready.is_empty() && state.due.is_empty())
+    }
+
     pub(crate) fn remove(&self, is_it: impl FnMut(&T) -> bool) -> Option<T> {
         let mut state = self.state.lock();
         let item = state.ready.remove(is_it)?;
@@ -230,16 +237,16 @@ impl<T: Link> Queue<T> {
         state.ready.len() + state.due.len()
     }
 
-    /// Looks at what waits, under the lock: the oldest new task first, then all of them.
-    pub(crate) fn inspect<R>(
-        &self,
-        oldest: impl FnOnce(Option<&mut T>) -> R,
-        mut each: impl FnMut(&T),
-    ) -> R {
+    /// Looks at the oldest of the new tasks, under the lock.
+    pub(crate) fn oldest<R>(&self, see: impl FnOnce(&T) -> R) -> Option<R> {
+        self.state.lock().ready.peek().map(|item| see(item))
+    }
+
+    /// Looks at all that waits, under the lock.
+    pub(crate) fn for_each(&self, mut see: impl FnMut(&T)) {
         let mut state = self.state.lock();
-        state.ready.for_each(&mut each);
-        state.due.for_each(&mut each);
-        oldest(state.ready.peek())
+        state.ready.for_each(&mut see);
+        state.due.for_each(&mut see);
     }
 
     #[inline]

@@ -4,14 +4,15 @@
 //! them counts it, says so, and gives its place back, in that order: who sees the place free sees the
 //! count.
 
+use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Shared;
 use super::attempt::{Begun, Outcome};
-use super::drain::UnfinishedState;
+use super::report::UnfinishedState;
 use super::running::Slot;
-use crate::clock;
-use crate::error::{Class, TaskError, error_text, panic_text};
+use crate::clock::{self, Tick};
+use crate::error::{Class, TaskError, bounded_text, error_text, panic_text};
 use crate::observe;
 use crate::retry::{Decision, DiscardReason, FailedAttempt, decide};
 use crate::sync::Arc;
@@ -29,6 +30,8 @@ impl Shared {
         if slot.end() {
             observe::abandoned_ended(&node);
             observe::panic_in_drop(node.drop_quietly());
+            let dropped = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
+            observe::panic_in_drop(dropped.err().map(panic_text));
             return;
         }
         match (begun, outcome) {
@@ -50,11 +53,7 @@ impl Shared {
                 let (class, text) = self.judge(&node, error);
                 self.failed(node, class, text);
             }
-            Outcome::TimedOut => {
-                let limit = node
-                    .settings()
-                    .and_then(|s| s.timeout)
-                    .unwrap_or(self.config.timeout);
+            Outcome::TimedOut(limit) => {
                 self.failed(node, Class::TimedOut, format!("timed out after {limit:?}"));
             }
             Outcome::Panicked(text) => {
@@ -96,27 +95,22 @@ impl Shared {
                     Class::NotRetryable
                 }
             })),
-        };
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(error)));
+        }
+        .map_err(panic_text);
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(error))).map_err(panic_text);
         match (class, dropped) {
             (Ok(class), Ok(())) => (class, text),
-            (Ok(class), Err(payload)) => (
-                class,
-                format!("{text} (its drop panicked: {})", panic_text(payload)),
-            ),
-            (Err(payload), _) => (
+            (Ok(class), Err(panic)) => (class, format!("{text} (its drop panicked: {panic})")),
+            (Err(panic), _) => (
                 Class::Panicked,
-                format!(
-                    "panicked in `Retry::only_if`: {}, asked about: {text}",
-                    panic_text(payload)
-                ),
+                format!("panicked in `Retry::only_if`: {panic}, asked about: {text}"),
             ),
         }
     }
 
     fn failed(self: &Arc<Self>, mut node: Node, class: Class, text: String) {
         let reusable = node.body().reusable();
-        let text: Arc<str> = text.into();
+        let text: Arc<str> = bounded_text(|out| out.write_str(&text)).into();
         let settings = node.settings_mut();
         settings.attempts += 1;
         let attempt = settings.attempts;
@@ -164,6 +158,22 @@ impl Shared {
         self.counters.discarded.add(1);
     }
 
+    /// Whether a retry's time was over before its turn came. What a drain gives its last chance has
+    /// the drain's deadline instead.
+    pub(super) fn is_too_late(&self, node: &Node) -> bool {
+        node.settings()
+            .is_some_and(|s| s.attempts > 0 && !s.last_chance)
+            && self.clock.now() >= self.give_up_at(node)
+    }
+
+    pub(super) fn give_up_at(&self, node: &Node) -> Tick {
+        let retry = node
+            .settings()
+            .and_then(|s| s.retry.as_ref())
+            .unwrap_or(&self.config.retry);
+        node.header().queued_at.saturating_add(retry.age_limit())
+    }
+
     /// A retry found its time to be over when its turn came.
     pub(super) fn give_up(&self, node: Node) {
         let text = node
@@ -177,9 +187,7 @@ impl Shared {
     /// A task that did not come to its end: taken back by its handle, or abandoned.
     pub(crate) fn cancel(&self, node: Node, state: UnfinishedState) {
         observe::cancelled(&node, state);
-        if state != UnfinishedState::TakenBack {
-            self.drain.note(&node, state, None);
-        }
+        self.drain.note(&node, state, None);
         observe::panic_in_drop(node.drop_quietly());
         self.counters.cancelled.add(1);
         self.give_back();
@@ -195,12 +203,12 @@ impl Shared {
         let state = if started {
             UnfinishedState::Interrupted
         } else {
-            UnfinishedState::NeverStarted
+            UnfinishedState::unstarted(&node)
         };
         self.cancel(node, state);
     }
 
-    pub(super) fn cancel_all(&self, mut tasks: Fifo<Node>, state: UnfinishedState) {
+    pub(crate) fn cancel_all(&self, mut tasks: Fifo<Node>, state: UnfinishedState) {
         while let Some(node) = tasks.pop() {
             self.cancel(node, state);
         }

@@ -16,6 +16,7 @@ use super::drain::Drain;
 use super::place::Place;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
+use super::report::UnfinishedState;
 use super::running::Slots;
 use super::waiting::Waiting;
 use super::watch::Watch;
@@ -38,7 +39,9 @@ pub(crate) struct Shared {
     pub(super) letters: Letters,
     pub(super) drain: Drain,
     pub(super) watch: Watch,
-    complaint: observe::Complaint,
+    complaints: observe::Complaints,
+    /// That there is no usable runtime is said now and then, not for every task.
+    pub(super) no_runtime: observe::Complaint,
     /// Requests whose handler has not answered.
     handlers: AtomicUsize,
     /// Responses under way from which a task may still be registered.
@@ -47,8 +50,8 @@ pub(crate) struct Shared {
     pub(super) watchers: AtomicUsize,
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
-    last_runtime: Mutex<Option<Handle>>,
-    own_runtime: OwnRuntime,
+    pub(super) last_runtime: Mutex<Option<Handle>>,
+    pub(super) own_runtime: OwnRuntime,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
@@ -72,7 +75,8 @@ impl Shared {
             letters: Letters::new(config.dead_letters),
             drain: Drain::default(),
             watch: Watch::default(),
-            complaint: observe::Complaint::default(),
+            complaints: observe::Complaints::default(),
+            no_runtime: observe::Complaint::default(),
             handlers: AtomicUsize::new(0),
             responses: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
@@ -98,7 +102,7 @@ impl Shared {
 
     #[cold]
     fn admit_instead(&self) -> Result<Place<&Self>, RejectReason> {
-        let oldest = self.queue.pop_oldest().ok_or(RejectReason::Full)?;
+        let oldest = self.pop_oldest().ok_or(RejectReason::Full)?;
         // Its place goes to the new task directly: given back, another could take it.
         self.discard(
             oldest,
@@ -106,6 +110,13 @@ impl Shared {
             "made room for a newer task".into(),
         );
         Ok(Place::new(self))
+    }
+
+    /// The oldest task that has not started, of the queue or of the blocking lane.
+    fn pop_oldest(&self) -> Option<Node> {
+        let quick = self.queue.oldest(|node| node.header().queued_at);
+        let blocking = self.blocking.pop_older(quick);
+        blocking.or_else(|| self.queue.pop_oldest())
     }
 
     #[inline]
@@ -124,8 +135,14 @@ impl Shared {
         observe::rejected(self, node, reason);
     }
 
-    pub(crate) fn complaint_is_due(&self) -> bool {
-        self.complaint.is_due(self.clock.now())
+    /// The same for a task that nobody gets back: its drop must not panic in the handler's face.
+    pub(crate) fn reject_for_good(&self, node: Node, reason: RejectReason) {
+        self.reject(&node, reason);
+        observe::panic_in_drop(node.drop_quietly());
+    }
+
+    pub(crate) fn complaint_is_due(&self, reason: RejectReason) -> bool {
+        self.complaints.of(reason).is_due(self.clock.now())
     }
 
     pub(crate) fn rejections(&self) -> u64 {
@@ -136,11 +153,13 @@ impl Shared {
     /// For the operator who asks what takes up all the room.
     pub(crate) fn what_fills_it(&self) -> String {
         let mut queued = Vec::new();
-        self.queue.inspect(|_| (), |node| queued.push(node.name()));
+        self.queue.for_each(|node| queued.push(node.name()));
         self.blocking.for_each(|node| queued.push(node.name()));
         let mut waiting = Vec::new();
         self.waiting.for_each(|node| waiting.push(node.name()));
         let running: Vec<_> = self.slots.running().into_iter().map(|r| r.name).collect();
+        let taken = self.admission.taken();
+        let elsewhere = taken.saturating_sub(queued.len() + waiting.len() + running.len());
         let mut said = Vec::new();
         for (state, names) in [
             ("queued", queued),
@@ -154,6 +173,11 @@ impl Shared {
                     observe::commonest(names.into_iter())
                 ));
             }
+        }
+        if elsewhere > 0 {
+            said.push(format!(
+                "{elsewhere} reserved or held by responses under way"
+            ));
         }
         said.join("; ")
     }
@@ -174,6 +198,10 @@ impl Shared {
         origin: &Arc<dyn Origin>,
         now: Tick,
     ) {
+        if self.drain.is_abandoned() {
+            // Not by way of the queue: a worker on another thread would take them from there.
+            return self.cancel_all(tasks, UnfinishedState::NeverStarted);
+        }
         let mut blocking = false;
         tasks.for_each_mut(|node| {
             blocking |= node.body().kind() == Kind::Blocking;
@@ -206,12 +234,23 @@ impl Shared {
 
     #[cold]
     fn push_blocking(self: &Arc<Self>, node: Node) {
+        // Its thread has no runtime; a retry will need one for its timer.
+        self.see_runtime();
         self.blocking.push(self, node);
     }
 
     /// Hands tasks over whose retry is due.
-    pub(super) fn enqueue_due(self: &Arc<Self>, tasks: Fifo<Node>) {
-        let quick = self.sort(tasks);
+    pub(super) fn enqueue_due(self: &Arc<Self>, mut tasks: Fifo<Node>) {
+        if self.drain.is_abandoned() {
+            return self.cancel_all(tasks, UnfinishedState::Waiting);
+        }
+        let mut quick = Fifo::new();
+        while let Some(node) = tasks.pop() {
+            match node.body().kind() {
+                Kind::Async | Kind::AsyncWithContext => quick.push(node),
+                Kind::Blocking => self.blocking.push_due(self, node),
+            }
+        }
         if !quick.is_empty() {
             self.wake(self.queue.push_due(quick));
         }
@@ -224,7 +263,7 @@ impl Shared {
         while let Some(node) = tasks.pop() {
             match node.body().kind() {
                 Kind::Async | Kind::AsyncWithContext => quick.push(node),
-                Kind::Blocking => self.blocking.push(self, node),
+                Kind::Blocking => self.push_blocking(node),
             }
         }
         quick
@@ -236,13 +275,6 @@ impl Shared {
         if self.drain.is_abandoned() {
             self.cancel_queued();
         }
-    }
-
-    /// The executor is waited for, so there is a runtime: what was left behind where there was none, or
-    /// by one that has ended, goes on.
-    pub(super) fn resume(self: &Arc<Self>) {
-        self.wake(self.queue.rouse());
-        self.resume_timer();
     }
 
     /// Does what the queue decided.
@@ -262,43 +294,17 @@ impl Shared {
         }
     }
 
-    /// Starts a task of the executor's own. Without a runtime there is nothing to run it.
-    pub(crate) fn spawn(
-        &self,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<tokio::task::AbortHandle> {
-        let handle = self.runtime()?;
-        Some(handle.spawn(future).abort_handle())
-    }
-
-    fn runtime(&self) -> Option<Handle> {
-        if let Some(runtime) = &self.config.runtime {
-            return Some(runtime.clone());
-        }
-        if let Some(threads) = self.config.threads {
-            return self.own_runtime.handle(threads);
-        }
-        match Handle::try_current() {
-            Ok(current) => {
-                *self.last_runtime.lock() = Some(current.clone());
-                Some(current)
-            }
-            Err(_) => self.last_runtime.lock().clone(),
-        }
-    }
-
-    /// Remembers the caller's runtime, for a release that happens outside of one.
-    pub(crate) fn remember_runtime(&self) {
-        let has_its_own = self.config.runtime.is_some() || self.config.threads.is_some();
-        if !has_its_own && self.last_runtime.lock().is_none() {
-            *self.last_runtime.lock() = Handle::try_current().ok();
-        }
-    }
-
     /// A task reached its end: its place is free.
     #[inline]
     pub(super) fn give_back(&self) {
         if self.admission.give_back() {
+            self.tell_if_quiet();
+        }
+    }
+
+    /// Whoever waited for a place does so no more.
+    pub(super) fn leave_line(&self, ticket: u64) {
+        if self.admission.cancel(ticket) {
             self.tell_if_quiet();
         }
     }
@@ -380,11 +386,21 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Drop for Shared {
-    /// The last handle is gone. What is still queued has no runtime left that would run it.
+    /// The last handle is gone. What is still queued has no runtime left that would run it. What the
+    /// tasks captured is the user's, and its drop may panic.
     fn drop(&mut self) {
         let taken = self.admission.taken();
         if taken > 0 {
             observe::lost_with_executor(taken);
         }
+        let (ready, due) = self.queue.take_all();
+        let (blocking, blocking_due) = self.blocking.take_all();
+        let waiting = self.waiting.take_all();
+        for mut tasks in [ready, due, blocking, blocking_due, waiting] {
+            while let Some(node) = tasks.pop() {
+                observe::panic_in_drop(node.drop_quietly());
+            }
+        }
+        self.letters.clear();
     }
 }

@@ -45,7 +45,7 @@ pub struct Snapshot {
     pub waiting: u64,
     /// Of these: attempts that run.
     pub running: Vec<RunningTask>,
-    /// How long the oldest queued task has waited.
+    /// How long the oldest of the queued tasks that have not started has waited.
     pub oldest_wait: Option<Duration>,
     /// Places that `reserve` has given out and that are not used yet.
     pub reserved: u64,
@@ -99,9 +99,8 @@ impl Shared {
                 stuck: attempt.stuck.is_some(),
             })
             .collect();
-        let queued_at = self
-            .queue
-            .inspect(|oldest| oldest.map(|node| node.header().queued_at), |_| ());
+        let quick = self.queue.oldest(|node| node.header().queued_at);
+        let queued_at = quick.into_iter().chain(self.blocking.oldest()).min();
         let queued = (self.queue.len() + self.blocking.len()) as u64;
         let waiting = self.waiting.len() as u64;
         let (handlers, responses) = self.open_requests();

@@ -3,14 +3,13 @@
 //! One timer for all of them, in one task of the runtime that lives while there is something to wait
 //! for. A hundred thousand waiting retries are a hundred thousand entries of 32 bytes.
 
-use std::cmp::Ordering as Order;
-use std::collections::BinaryHeap;
+use std::cmp::{Ordering as Order, Reverse};
+use std::collections::{BTreeMap, BinaryHeap};
 
 use tokio::sync::Notify;
 
 use super::Shared;
 use crate::clock::Tick;
-use crate::observe;
 use crate::retry::{RetryBudget, TokenBucket};
 use crate::sync::{Arc, Mutex};
 use crate::task::{Fifo, Node};
@@ -25,8 +24,11 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 struct State {
     heap: BinaryHeap<Entry>,
-    /// Due, and waiting for a token of the budget.
-    throttled: Fifo<Node>,
+    /// Due, and waiting for a token of the budget, in the order in which they became due.
+    throttled: BTreeMap<u64, Node>,
+    /// When each of these gives up. Who has left by a token stands here until then.
+    give_ups: BinaryHeap<Reverse<(Tick, u64)>>,
+    throttled_so_far: u64,
     bucket: TokenBucket,
     order: u64,
     timer_runs: bool,
@@ -64,7 +66,9 @@ impl Waiting {
     pub(crate) fn new(budget: RetryBudget) -> Self {
         let state = State {
             heap: BinaryHeap::new(),
-            throttled: Fifo::new(),
+            throttled: BTreeMap::new(),
+            give_ups: BinaryHeap::new(),
+            throttled_so_far: 0,
             bucket: TokenBucket::new(budget),
             order: 0,
             timer_runs: false,
@@ -81,14 +85,18 @@ impl Waiting {
     }
 
     pub(crate) fn for_each(&self, mut see: impl FnMut(&Node)) {
-        let mut state = self.state.lock();
-        state.throttled.for_each(&mut see);
+        let state = self.state.lock();
+        state.throttled.values().for_each(&mut see);
         state.heap.iter().for_each(|entry| see(&entry.node));
     }
 
     pub(crate) fn take_all(&self) -> Fifo<Node> {
         let mut state = self.state.lock();
-        let mut all = std::mem::replace(&mut state.throttled, Fifo::new());
+        let mut all = Fifo::new();
+        state.give_ups.clear();
+        while let Some((_, node)) = state.throttled.pop_first() {
+            all.push(node);
+        }
         while let Some(entry) = state.heap.pop() {
             all.push(entry.node);
         }
@@ -109,41 +117,88 @@ impl Waiting {
         if first { Timer::Tell } else { Timer::Leave }
     }
 
-    /// Whether the timer has to be started: something waits, and the runtime of the last one ended.
-    fn has_lost_its_timer(&self) -> bool {
-        let mut state = self.state.lock();
-        let waits = !state.heap.is_empty() || !state.throttled.is_empty();
-        let lost = waits && !state.timer_runs;
-        state.timer_runs |= lost;
-        lost
-    }
-
     /// What may start now, and when to look again.
-    fn due(&self, now: Tick) -> (Fifo<Node>, Option<Tick>) {
+    fn due(&self, now: Tick, give_up_at: impl Fn(&Node) -> Tick) -> Due {
         let mut state = self.state.lock();
+        let state = &mut *state;
+        let mut due = Due {
+            may_start: Fifo::new(),
+            too_late: Fifo::new(),
+            next: None,
+        };
         while state.heap.peek().is_some_and(|entry| entry.due <= now) {
             if let Some(entry) = state.heap.pop() {
-                state.throttled.push(entry.node);
-            }
-        }
-        let mut may_start = Fifo::new();
-        let mut next = state.heap.peek().map(|entry| entry.due);
-        while !state.throttled.is_empty() {
-            match state.bucket.take(now) {
-                Ok(()) => match state.throttled.pop() {
-                    Some(node) => may_start.push(node),
-                    None => break,
-                },
-                Err(token_at) => {
-                    next = Some(next.map_or(token_at, |at| at.min(token_at)));
-                    break;
+                // What never waits for a token needs no place among those who do.
+                if state.throttled.is_empty() && state.bucket.take(now).is_ok() {
+                    due.may_start.push(entry.node);
+                    continue;
                 }
+                let key = state.throttled_so_far;
+                state.throttled_so_far += 1;
+                let at = give_up_at(&entry.node);
+                state.give_ups.push(Reverse((at, key)));
+                state.throttled.insert(key, entry.node);
             }
         }
-        if next.is_none() {
+        // Before the tokens are given out: what gives up needs none.
+        while let Some(Reverse((at, key))) = state.give_ups.peek().copied() {
+            if at > now && state.throttled.contains_key(&key) {
+                due.next = Some(at);
+                break;
+            }
+            state.give_ups.pop();
+            if let Some(node) = state.throttled.remove(&key) {
+                due.too_late.push(node);
+            }
+        }
+        while !state.throttled.is_empty() {
+            if let Err(token_at) = state.bucket.take(now) {
+                due.look_at(token_at);
+                break;
+            }
+            if let Some((_, node)) = state.throttled.pop_first() {
+                due.may_start.push(node);
+            }
+        }
+        if state.throttled.is_empty() {
+            state.give_ups.clear();
+            due.next = None;
+        }
+        if let Some(entry) = state.heap.peek() {
+            due.look_at(entry.due);
+        }
+        if due.next.is_none() {
             state.timer_runs = false;
         }
-        (may_start, next)
+        due
+    }
+
+    /// Whether the timer has to be started: it went with its runtime.
+    fn resume(&self) -> bool {
+        let mut state = self.state.lock();
+        let nothing = state.heap.is_empty() && state.throttled.is_empty();
+        if nothing || state.timer_runs {
+            return false;
+        }
+        state.timer_runs = true;
+        true
+    }
+
+    pub(super) fn is_stranded(&self) -> bool {
+        !self.state.lock().timer_runs
+    }
+}
+
+struct Due {
+    may_start: Fifo<Node>,
+    too_late: Fifo<Node>,
+    /// When to look again.
+    next: Option<Tick>,
+}
+
+impl Due {
+    fn look_at(&mut self, at: Tick) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 }
 
@@ -178,21 +233,23 @@ impl Shared {
         self.enqueue_due(hurried);
     }
 
-    /// Where there is a runtime again: what waits is tried again, though its own runtime has ended.
+    /// A retry that outlived the timer's runtime goes on with another.
     pub(super) fn resume_timer(self: &Arc<Self>) {
-        if self.waiting.has_lost_its_timer() {
+        if self.waiting.resume() {
             self.start_timer();
         }
     }
 
     fn start_timer(self: &Arc<Self>) {
+        let Some(runtime) = self.usable_runtime() else {
+            self.waiting.state.lock().timer_runs = false;
+            return;
+        };
         let timer = RunningTimer {
             shared: self.clone(),
             ended: false,
         };
-        if self.spawn(async move { timer.run().await }).is_none() {
-            observe::no_runtime();
-        }
+        runtime.spawn(timer.run());
     }
 }
 
@@ -207,9 +264,15 @@ impl RunningTimer {
         let shared = self.shared.clone();
         loop {
             let now = shared.clock.now();
-            let (due, next) = shared.waiting.due(now);
-            self.start(due, now);
-            let Some(next) = next else {
+            let due = shared.waiting.due(now, |node| shared.give_up_at(node));
+            let mut too_late = due.too_late;
+            while let Some(node) = too_late.pop() {
+                shared.give_up(node);
+            }
+            if !due.may_start.is_empty() {
+                shared.enqueue_due(due.may_start);
+            }
+            let Some(next) = due.next else {
                 // `due` has cleared the mark, under its lock; a retry added since has its own timer.
                 self.ended = true;
                 return;
@@ -220,30 +283,13 @@ impl RunningTimer {
             }
         }
     }
-
-    fn start(&self, mut due: Fifo<Node>, now: Tick) {
-        let mut in_time = Fifo::new();
-        while let Some(node) = due.pop() {
-            let retry = node
-                .settings()
-                .and_then(|s| s.retry.as_ref())
-                .unwrap_or(&self.shared.config.retry);
-            if now.since(node.header().queued_at) > retry.age_limit() {
-                self.shared.give_up(node);
-            } else {
-                in_time.push(node);
-            }
-        }
-        if !in_time.is_empty() {
-            self.shared.enqueue_due(in_time);
-        }
-    }
 }
 
 impl Drop for RunningTimer {
     fn drop(&mut self) {
         if !self.ended {
             self.shared.waiting.state.lock().timer_runs = false;
+            self.shared.tell_if_stranded();
         }
     }
 }

@@ -34,8 +34,9 @@ impl Default for Awake {
 }
 
 impl Watch {
-    /// Called before an attempt. Relaxed: a watch that starts one attempt late has missed nothing
-    /// that lasts.
+    /// Called when an attempt has been written into its slot. Relaxed: a watch that ends clears the
+    /// mark and then looks into the slots, under their locks, so it finds the attempt there, or the
+    /// attempt finds the mark cleared.
     #[inline]
     pub(super) fn wake(&self, shared: &Arc<Shared>) {
         if !self.awake.0.load(Ordering::Relaxed) {
@@ -74,8 +75,13 @@ fn watch(watched: &Weak<Shared>) {
         }
         looks_at_nothing += 1;
         if looks_at_nothing >= IDLE_LOOKS {
-            shared.watch.awake.0.store(false, Ordering::Relaxed);
-            return;
+            let awake = &shared.watch.awake.0;
+            awake.store(false, Ordering::Relaxed);
+            let nobody = shared.slots.running().is_empty();
+            if nobody || awake.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            looks_at_nothing = 0;
         }
     }
 }

@@ -13,9 +13,9 @@ use tokio::time::Sleep;
 use super::Shared;
 use super::attempt::{self, Begun, Outcome};
 use super::queue::{self, Next, Wake};
+use super::report::UnfinishedState;
 use super::running::Slot;
 use crate::clock::{Clock, Tick};
-use crate::observe;
 use crate::sync::Arc;
 use crate::task::Node;
 
@@ -45,6 +45,11 @@ enum Turn {
 
 /// Starts a worker where the executor runs.
 pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
+    let Some(runtime) = shared.usable_runtime() else {
+        // What is queued stays queued until the executor is used where there is one.
+        shared.queue.abandon(&me);
+        return;
+    };
     let slot = shared.slots.add();
     let worker = Worker {
         shared: shared.clone(),
@@ -55,13 +60,12 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
         polled: false,
         ended: false,
     };
-    match shared.spawn(worker.run()) {
-        Some(abort) => {
-            slot.set_abort(abort);
-            shared.resume_timer();
-        }
-        None => observe::no_runtime(),
+    slot.set_abort(runtime.spawn(worker.run()).abort_handle());
+    // A drain that gave up before the handle was there could not use it.
+    if shared.drain.is_abandoned() {
+        slot.abort();
     }
+    shared.resume_timer();
 }
 
 impl Worker {
@@ -94,6 +98,16 @@ impl Worker {
 
     #[inline]
     fn begin(&mut self, mut node: Node, cx: &mut Context<'_>) -> Poll<()> {
+        // By the drain's second invariant: taken before the queue was emptied, started after it.
+        if self.shared.drain.is_abandoned() {
+            let state = UnfinishedState::unstarted(&node);
+            self.shared.cancel(node, state);
+            return Poll::Ready(());
+        }
+        if self.shared.is_too_late(&node) {
+            self.shared.give_up(node);
+            return Poll::Ready(());
+        }
         if let Some(outcome) = attempt::admit(&mut node) {
             self.shared.settle(node, outcome, None, &self.slot);
             return Poll::Ready(());
@@ -165,6 +179,7 @@ impl Drop for Worker {
             // A panic of our own is no such end, unless somebody else's unwinding brought us here.
             Wake::Start(worker) if !self.polled || !std::thread::panicking() => {
                 self.shared.queue.abandon(&worker);
+                self.shared.tell_if_stranded();
             }
             wake => self.shared.wake(wake),
         }

@@ -82,7 +82,8 @@ pub(crate) fn decide(retry: &Retry, failed: FailedAttempt) -> Decision {
         return Decision::Discard(DiscardReason::Attempts);
     }
     // This bounds `retry_after` too: a peer that asks for ten years is not obeyed, the task gives up.
-    if failed.age.saturating_add(delay) > retry.age_limit() {
+    // A retry that would start in the very moment would have no time.
+    if failed.age.saturating_add(delay) >= retry.age_limit() {
         return Decision::Discard(DiscardReason::GaveUp);
     }
     Decision::Retry(delay)
@@ -113,10 +114,10 @@ mod tests {
                 at(3, 0, Class::Plain),
                 discard(DiscardReason::Attempts),
             ),
-            (&retry, at(1, 9, Class::Plain), Decision::Retry(s(1))),
+            (&retry, at(1, 8, Class::Plain), Decision::Retry(s(1))),
             (
                 &retry,
-                at(1, 10, Class::Plain),
+                at(1, 9, Class::Plain),
                 discard(DiscardReason::GaveUp),
             ),
             (

@@ -107,9 +107,10 @@ impl Retry {
         self
     }
 
-    /// No retry starts later than this after the task was handed to the executor (for a task of a
-    /// request: at the release), and a retry that runs then ends. The first attempt always happens.
-    /// Default: 10 minutes.
+    /// The time for the whole task, counted from when it was handed to the executor (for a task of a
+    /// request: at the release). No retry starts after it, and a retry that runs then is ended as by
+    /// its timeout. The first attempt always happens, however long it was queued, and takes no longer
+    /// than this either. Default: 10 minutes.
     #[must_use]
     pub fn give_up_after(mut self, time: Duration) -> Self {
         self.give_up_after = time;

@@ -6,10 +6,9 @@
 
 use std::task::{Context, Wake, Waker};
 
-use loom::sync::Notify;
-pub(crate) use loom::thread::{JoinHandle, spawn};
-
-use super::Arc;
+use super::imp::Notify;
+pub(crate) use super::thread::{JoinHandle, spawn};
+use super::{Arc, Builder};
 use crate::task::Link;
 
 /// Runs `model` in every interleaving with at most so many preemptions.
@@ -17,7 +16,7 @@ use crate::task::Link;
 /// A thread that waits for a bell that nobody will ring is a deadlock, and that fails the model: so
 /// do lost wake-ups show.
 pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
+    let mut builder = Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(model);
 }

@@ -5,9 +5,8 @@
 //! goes before each access that asks for `SeqCst`, and before no other: an access that is weakened in
 //! the code is weak in the model.
 
-use std::sync::atomic::Ordering;
-
-use loom::sync::atomic::{AtomicUsize as Plain, fence};
+use super::Ordering;
+use super::imp::atomic::{AtomicUsize as Plain, fence};
 
 #[derive(Debug)]
 pub(crate) struct AtomicUsize(Plain);

@@ -1,13 +1,14 @@
 //! What a task runs: the user's closure, and in the same allocation the future of the attempt.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use pin_project::pin_project;
 
 use super::{TaskContext, name};
-use crate::error::TaskError;
+use crate::error::{TaskError, panic_text};
 
 /// What a task's future may return: `()`, or `Result<(), E>` with an error that becomes a
 /// [`TaskError`] (any `std::error::Error`, a text, or a `TaskError` itself).
@@ -110,8 +111,7 @@ impl<F: Make> Body for Repeat<F> {
             Some(future) => ready!(future.poll(cx)),
             None => return Poll::Pending,
         };
-        this.future.set(None);
-        Poll::Ready(output.into_result())
+        Poll::Ready(ended(output, || this.future.set(None)))
     }
 
     fn end(self: Pin<&mut Self>) {
@@ -128,6 +128,20 @@ impl<F: Make> Body for Repeat<F> {
 
     fn default_name(&self) -> fn() -> &'static str {
         F::default_name
+    }
+}
+
+/// Drops the future before its output is looked at. Both drops are the user's and may panic; were the
+/// output dropped while the future's panic unwinds, a second panic would end the process.
+fn ended<O: TaskOutput>(output: O, drop_future: impl FnOnce()) -> Result<(), TaskError> {
+    match catch_unwind(AssertUnwindSafe(drop_future)) {
+        Ok(()) => output.into_result(),
+        Err(payload) => {
+            if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(output))) {
+                panic_text(second);
+            }
+            resume_unwind(payload)
+        }
     }
 }
 
@@ -229,8 +243,7 @@ where
             Some(future) => ready!(future.poll(cx)),
             None => return Poll::Ready(Err(TaskError::fatal("its future is spent"))),
         };
-        this.future.set(None);
-        Poll::Ready(output.into_result())
+        Poll::Ready(ended(output, || this.future.set(None)))
     }
 
     fn end(self: Pin<&mut Self>) {

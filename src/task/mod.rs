@@ -23,4 +23,4 @@ pub(crate) use name::Name;
 pub(crate) use node::Node;
 pub use settings::AttemptRecord;
 pub(crate) use settings::Settings;
-pub use settings::Task;
+pub use settings::{IntoTask, Task};

@@ -13,7 +13,7 @@ use crate::sync::Arc;
 
 /// A unit of deferred work, and how it is to be treated.
 ///
-/// A closure becomes a task by itself ([`Defer::run`](crate::Defer::run) takes `impl Into<Task>`); the
+/// A closure becomes a task by itself ([`Defer::run`](crate::Defer::run) takes `impl IntoTask`); the
 /// constructors here are for tasks that need a name, a policy or a state. The closure is `Fn`, not
 /// `FnMut` or `FnOnce`: an attempt must not spend what the next one needs. A future cannot borrow from
 /// its closure on stable Rust, so what it needs is cloned per attempt: [`with`](Task::with) does that.
@@ -225,6 +225,42 @@ impl Task {
 
     pub(crate) fn into_node(self) -> Node {
         self.0
+    }
+}
+
+/// What `run` and `submit` take: a [`Task`], or a closure that makes the future of an attempt.
+///
+/// Not `Into<Task>`, which says no more than that it is not implemented.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a task",
+    label = "expected a closure that makes a future, or a `Task`",
+    note = "wrap an async call in a closure, `|| call(…)`: each attempt makes its own future",
+    note = "a future that can only be run once is given as `Task::once(future)`"
+)]
+pub trait IntoTask: sealed::Sealed {
+    /// The task, with the defaults of its executor where it says nothing itself.
+    fn into_task(self) -> Task;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<T: Into<super::Task>> Sealed for T {}
+}
+
+impl IntoTask for Task {
+    fn into_task(self) -> Task {
+        self
+    }
+}
+
+impl<F, Fut> IntoTask for F
+where
+    F: Fn() -> Fut + Send + 'static,
+    Fut: Future<Output: TaskOutput> + Send + 'static,
+{
+    #[track_caller]
+    fn into_task(self) -> Task {
+        Task::new(self)
     }
 }
 

@@ -89,3 +89,13 @@ pub(crate) async fn settled(layer: &DeferLayer, tasks: u64) {
     })
     .await;
 }
+
+/// As [`settled`], and no request is open either: one that leaked would hold up every drain.
+pub(crate) async fn quiet(layer: &DeferLayer, tasks: u64) {
+    settled(layer, tasks).await;
+    let executor = layer.get_executor();
+    eventually("the end of all requests", || {
+        executor.snapshot().open_requests == 0
+    })
+    .await;
+}

@@ -1,6 +1,6 @@
 //! Models of [`admission`](crate::executor::admission): the bound, who waits for a place, and the end.
 //!
-//! At most four threads, two waiters, three preemptions. Its accesses are sequentially
+//! At most five threads, three waiters, two or three preemptions. Its accesses are sequentially
 //! consistent, which loom is given by fences (see `sync/ordered.rs`).
 
 use std::task::{Context, Poll, Waker};
@@ -124,39 +124,48 @@ fn loom_two_places_given_back_reach_two_who_wait() {
     });
 }
 
-/// Invariant 3. Four threads: two stand in line, one gives the place back, one tries to overtake. The
-/// place goes down the line in order; the overtaker gets it after both or not at all. Three preemptions.
+/// Invariant 3. Four threads: two stand in line, one gives the place back, one tries to overtake, by
+/// `try_take` or by getting in line behind. The place goes down the line in order; the overtaker gets it
+/// after both, or (`try_take`) not at all. Two preemptions.
 #[test]
 fn loom_who_waits_is_served_in_order_and_not_overtaken() {
-    check(3, || {
-        let admission = full(1);
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let waiters = [1, 2].map(|number| {
-            let in_line = InLine::join(&admission);
-            let order = order.clone();
-            move |admission: &Admission| {
-                assert_eq!(in_line.wait(admission), TAKEN);
-                order.lock().push(number);
-                admission.give_back();
-            }
-        });
-        let waiters = waiters.map(|waiter| with(&admission, waiter));
-        let overtaker = {
-            let order = order.clone();
-            with(&admission, move |admission| {
-                if admission.try_take().is_ok() {
-                    order.lock().push(3);
+    for behind in [false, true] {
+        check(2, move || {
+            let admission = full(1);
+            let order = Arc::new(Mutex::new(Vec::new()));
+            let waiters = [1, 2].map(|number| {
+                let in_line = InLine::join(&admission);
+                let order = order.clone();
+                move |admission: &Admission| {
+                    assert_eq!(in_line.wait(admission), TAKEN);
+                    order.lock().push(number);
                     admission.give_back();
                 }
-            })
-        };
-        admission.give_back();
-        for thread in waiters.into_iter().chain([overtaker]) {
-            thread.join().unwrap();
-        }
-        let order = order.lock();
-        assert!(*order == [1, 2] || *order == [1, 2, 3], "{order:?}");
-    });
+            });
+            let waiters = waiters.map(|waiter| with(&admission, waiter));
+            let overtaker = {
+                let order = order.clone();
+                with(&admission, move |admission| {
+                    let taken = if behind {
+                        wait(admission)
+                    } else {
+                        admission.try_take()
+                    };
+                    if taken.is_ok() {
+                        order.lock().push(3);
+                        admission.give_back();
+                    }
+                })
+            };
+            admission.give_back();
+            for thread in waiters.into_iter().chain([overtaker]) {
+                thread.join().unwrap();
+            }
+            let order = order.lock();
+            let fair = *order == [1, 2, 3] || (*order == [1, 2] && !behind);
+            assert!(fair, "{order:?}");
+        });
+    }
 }
 
 /// Invariants 3 and 4. Three threads: the first in line leaves while the place is given back; whether
