@@ -1,4 +1,8 @@
 //! One attempt of one task: its condition, its clock, its panics.
+//!
+//! What every attempt passes is inlined into its worker by force, as is [`Shared::settle`]: the compiler
+//! left it out of line, and with that and a smaller `Begun` 1,565 instructions of a ready task became
+//! 1,283.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll};
@@ -146,7 +150,10 @@ pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &S
     slot.with(|running| running.since = Some(now));
     let mut limit = timeout(shared, node);
     // A retry ends when the task gives up; a last chance has its whole time.
-    if node.settings().is_some_and(|s| s.attempts > 0 && !s.last_chance) {
+    if node
+        .settings()
+        .is_some_and(|s| s.attempts > 0 && !s.last_chance)
+    {
         limit = limit.min(shared.give_up_at(node).since(now));
     }
     let deadline = now.saturating_add(limit);

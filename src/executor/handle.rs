@@ -223,7 +223,7 @@ impl Future for Reserve {
         let taken = ready!(this.shared.admission.poll_take(&mut this.ticket, cx));
         Poll::Ready(match taken {
             Ok(()) => Ok(Permit {
-                place: Place::taken(this.shared.clone()),
+                place: Place::new(this.shared.clone()),
                 executor: this.executor(),
             }),
             Err(_) => Err(Closed(())),

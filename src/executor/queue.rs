@@ -21,8 +21,8 @@ use std::task::{Poll, Waker};
 use crate::sync::Mutex;
 use crate::task::{Fifo, Link};
 
-/// After so many tasks in one go a worker lets others of its thread go first. A yield is a turn of the
-/// runtime, about 400 instructions where nothing else is ready: a sixteenth of that.
+/// After so many tasks in one go a worker lets others of its thread go first: a task pays a sixteenth of
+/// a turn of the runtime.
 const FAIR: u32 = 16;
 
 #[derive(Debug)]

@@ -39,7 +39,7 @@ impl Shared {
                 begun.span.outcome(self, &node, outcome.as_str());
                 begun.span.within(|| self.conclude(node, outcome));
             }
-            // The rest is out of its way: 47 instructions.
+            // First, and in line: nearly every attempt ends so.
             (_, Outcome::Completed) => self.completed(node),
             (_, outcome) => self.conclude(node, outcome),
         }

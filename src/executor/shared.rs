@@ -13,6 +13,7 @@ use super::counters::Counters;
 use super::dead_letters::Letters;
 use super::dedicated::OwnRuntime;
 use super::drain::Drain;
+use super::place::Place;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
 use super::report::UnfinishedState;
@@ -67,11 +68,6 @@ pub(crate) trait Source: Send + Sync {
     fn release_now(&self, handlers: bool);
 }
 
-/// A reserved place in the capacity. Given back when dropped. `H` is how it holds the executor: one
-/// that is used at once borrows it.
-#[derive(Debug)]
-pub(crate) struct Place<H: Deref<Target = Shared> = Arc<Shared>>(Option<H>);
-
 impl Shared {
     pub(crate) fn new(config: Config) -> Self {
         Self {
@@ -108,7 +104,7 @@ impl Shared {
     #[inline]
     pub(crate) fn admit(&self) -> Result<Place<&Self>, RejectReason> {
         match self.admission.try_take() {
-            Ok(()) => Ok(Place(Some(self))),
+            Ok(()) => Ok(Place::new(self)),
             Err(NoPlace::Full) if self.config.overflow == Overflow::DropOldest => {
                 self.admit_instead()
             }
@@ -126,7 +122,7 @@ impl Shared {
             "made room for a newer task".into(),
         );
         observe::changed(self);
-        Ok(Place(Some(self)))
+        Ok(Place::new(self))
     }
 
     /// The oldest task that has not started, of the queue or of the blocking lane.
@@ -139,7 +135,7 @@ impl Shared {
     #[inline]
     pub(crate) fn try_admit(&self) -> Result<Place<&Self>, RejectReason> {
         self.admission.try_take()?;
-        Ok(Place(Some(self)))
+        Ok(Place::new(self))
     }
 
     /// Counts a task that was not accepted, and says so now and then.
@@ -436,28 +432,5 @@ impl Drop for Shared {
             }
         }
         self.letters.clear();
-    }
-}
-
-impl Place {
-    /// For a place that [`Reserve`](super::Reserve) took.
-    pub(super) fn taken(shared: Arc<Shared>) -> Self {
-        Self(Some(shared))
-    }
-}
-
-impl<H: Deref<Target = Shared>> Place<H> {
-    /// The task has it from now on.
-    #[inline]
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl<H: Deref<Target = Shared>> Drop for Place<H> {
-    fn drop(&mut self) {
-        if let Some(shared) = self.0.take() {
-            shared.give_back();
-        }
     }
 }

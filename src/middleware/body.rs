@@ -1,9 +1,9 @@
 //! [`DeferBody`]: from the head to the last byte.
 //!
 //! Everything is passed on as it is: frames, trailers, errors, `size_hint`, `is_end_stream`. Where
-//! something has been registered, each chunk carries a guard besides, and the release comes when the
-//! server has let go of the last one: it drops a chunk when it has been written, and a body long
-//! before that.
+//! something has been registered, each chunk carries a guard besides (a very large one is cut first, see
+//! [`PIECE`]), and the release comes when the server has let go of the last one: it drops a chunk when it
+//! has been written, and a body long before that.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -22,7 +22,8 @@ use crate::sync::Arc;
 
 /// A response body behind a [`DeferLayer`](crate::DeferLayer).
 ///
-/// Frames, trailers, errors, `size_hint` and `is_end_stream` are the inner body's. Its drop tells how the
+/// Frames, trailers, errors, `size_hint` and `is_end_stream` are the inner body's; but where something
+/// has been registered, a data frame of more than 256 KiB is passed on in pieces. Its drop tells how the
 /// response ended; the tasks are released when the last of its chunks is dropped, too.
 #[pin_project]
 #[derive(Debug)]
@@ -42,11 +43,23 @@ pub(super) struct Watch {
     error: Option<Arc<str>>,
     /// We are within the inner body: dropped now, it has panicked.
     entered: bool,
+    /// What the server has not asked for yet of a chunk that was too large for one piece.
+    rest: Bytes,
 }
+
+/// The largest piece that is guarded as one. A server lets go of a piece when all of it is written, and
+/// that is the only sign of life of a client that reads: in one piece, a large body to a slow but steady
+/// client would look stalled. At this size a client of 70 kbit/s is within the default `max_hold`.
+const PIECE: usize = 256 * 1024;
 
 impl<B> DeferBody<B> {
     pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
         Self { inner, watch }
+    }
+
+    /// What the server has not asked for yet of a chunk that was cut.
+    fn rest(&self) -> u64 {
+        self.watch.as_ref().map_or(0, |watch| watch.rest.len() as u64)
     }
 }
 
@@ -66,6 +79,10 @@ where
         let Some(watch) = this.watch else {
             return this.inner.poll_frame(cx);
         };
+        if let Some(piece) = watch.next_piece() {
+            watch.seen.ended |= watch.rest.is_empty() && this.inner.is_end_stream();
+            return Poll::Ready(Some(Ok(piece)));
+        }
         watch.entered = true;
         let polled = this.inner.as_mut().poll_frame(cx);
         watch.entered = false;
@@ -83,18 +100,27 @@ where
             }
             Poll::Ready(Some(Ok(frame))) => {
                 let frame = watch.frame(frame);
-                watch.seen.ended |= this.inner.is_end_stream();
+                watch.seen.ended |= watch.rest.is_empty() && this.inner.is_end_stream();
                 Poll::Ready(Some(Ok(frame)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.rest() == 0 && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let rest = self.rest();
+        let mut hint = self.inner.size_hint();
+        if rest > 0 {
+            // The upper bound first: the lower one must not pass it.
+            if let Some(upper) = hint.upper() {
+                hint.set_upper(upper.saturating_add(rest));
+            }
+            hint.set_lower(hint.lower().saturating_add(rest));
+        }
+        hint
     }
 }
 
@@ -105,16 +131,33 @@ impl Watch {
             seen,
             error: None,
             entered: false,
+            rest: Bytes::new(),
         }
+    }
+
+    /// The next piece of a chunk that was cut.
+    fn next_piece(&mut self) -> Option<Frame<Bytes>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        self.hold.asked(false);
+        let rest = std::mem::take(&mut self.rest);
+        Some(Frame::data(self.chunk(rest)))
+    }
+
+    /// A chunk on its way to the server: counted, cut where it is too large, guarded.
+    fn chunk(&mut self, mut chunk: Bytes) -> Bytes {
+        if chunk.len() > PIECE && self.hold.collector().is_used() {
+            self.rest = chunk.split_off(PIECE);
+        }
+        self.seen.yielded += chunk.len() as u64;
+        self.hold.count_bytes(self.seen.yielded);
+        self.guard(chunk)
     }
 
     fn frame(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         let frame = match frame.into_data() {
-            Ok(chunk) => {
-                self.seen.yielded += chunk.len() as u64;
-                self.hold.count_bytes(self.seen.yielded);
-                return Frame::data(self.guard(chunk));
-            }
+            Ok(chunk) => return Frame::data(self.chunk(chunk)),
             Err(frame) => frame,
         };
         if let Some(trailers) = frame.trailers_ref() {
