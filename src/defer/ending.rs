@@ -51,15 +51,11 @@ impl Known {
     /// The record at a release now. By force, the response has not ended: so many bytes of it have
     /// been asked for.
     pub(super) fn record(&mut self, now: Tick, forced: bool, bytes: u64) -> ResponseInfo {
-        let ending = self
-            .ending
-            .take()
-            .filter(|_| !forced)
-            .unwrap_or_else(|| Ending {
-                end: End::Stalled,
-                bytes,
-                body_error: None,
-            });
+        let ending = self.ending.take().filter(|_| !forced).unwrap_or(Ending {
+            end: End::Stalled,
+            bytes,
+            body_error: None,
+        });
         let head = self.head;
         ResponseInfo {
             status: head.map(|(head, _)| head.status),
