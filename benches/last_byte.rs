@@ -393,6 +393,10 @@ fn millis(time: Duration) -> f64 {
 }
 
 fn main() {
+    if !std::env::args().any(|word| word == "--bench") {
+        println!("nothing is measured by a test run; say `cargo bench --bench last_byte`");
+        return;
+    }
     let words: Vec<String> = std::env::args()
         .skip(1)
         .filter(|word| !word.starts_with("--"))

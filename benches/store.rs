@@ -27,6 +27,10 @@ struct Options {
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
+    if !args.iter().any(|arg| arg == "--bench") {
+        println!("nothing is measured by a test run; say `cargo bench --bench store`");
+        return;
+    }
     let after = |name: &str| args.iter().skip_while(|arg| *arg != name).nth(1).cloned();
     let parent = after("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
     let options = Options {

@@ -458,6 +458,41 @@ fn case_06_a_client_that_takes_nothing_cannot_hold_the_task() {
     });
 }
 
+/// A client on a bad network, and a large body in one frame: its chunk is let go of only when all of it is
+/// written, so it is passed on in pieces.
+#[test]
+fn case_06_a_client_that_reads_slowly_is_not_stalled() {
+    over(Http::One, |setting| async move {
+        // Given a `max_hold` much shorter than the time that 32 MiB take this client.
+        let (ran, layer) = (Ran::new(), DeferLayer::new());
+        let layer = layer.max_hold(Duration::from_millis(800));
+        let server = setting.serve({
+            let ran = ran.clone();
+            app(&layer, move |request| {
+                let ran = ran.clone();
+                async move {
+                    defer(&request).run(ran.task("sent"));
+                    Response::new(Script::new().data(vec![b'x'; BIG]).hint(BIG as u64))
+                }
+            })
+        });
+        // When it takes a MiB at a time.
+        let mut client = server.raw().await;
+        client.get("/").await;
+        client.until("\r\n\r\n").await;
+        let begun = Instant::now();
+        for _ in 0..BIG >> 20 {
+            client.exactly(1 << 20).await;
+            tokio::time::sleep(Duration::from_millis(100)).await; // the probe's pause
+        }
+        assert!(begun.elapsed() > Duration::from_millis(3200));
+
+        // Then its response is complete.
+        ran.awaits("sent").await;
+        assert_eq!(ran.end("sent"), (End::Complete, BIG as u64));
+    });
+}
+
 /// Without a layer, with one that nothing is deferred in, and with one whose handle is kept.
 #[derive(Clone, Copy, Debug)]
 enum Behind {

@@ -78,12 +78,8 @@ impl Defer {
     pub fn run(&self, task: impl IntoTask) -> TaskHandle {
         let node = located(task.into_task(), Location::caller());
         let executor = self.executor();
-        // Asked first: no other task makes room for one that its own request's limit refuses.
-        let admitted = if self.collector.is_at_limit() {
-            Err(RejectReason::RequestLimit)
-        } else {
-            executor.shared().admit()
-        };
+        // The limit is asked first: no other task makes room for one that it refuses.
+        let admitted = self.within_limit().and_then(|()| executor.shared().admit());
         let registered = match admitted {
             Ok(place) => self.register(node, place),
             Err(reason) => Err((node, reason)),
@@ -140,7 +136,10 @@ impl Defer {
     pub fn try_run(&self, task: impl IntoTask) -> Result<TaskHandle, Rejected> {
         let node = located(task.into_task(), Location::caller());
         let executor = self.executor();
-        let registered = match executor.shared().try_admit() {
+        let admitted = self
+            .within_limit()
+            .and_then(|()| executor.shared().try_admit());
+        let registered = match admitted {
             Ok(place) => self.register(node, place),
             Err(reason) => Err((node, reason)),
         };
@@ -208,6 +207,13 @@ impl Defer {
         place: Place<H>,
     ) -> Result<TaskHandle, (Node, RejectReason)> {
         self.collector.register(self.executor(), node, place)
+    }
+
+    fn within_limit(&self) -> Result<(), RejectReason> {
+        if self.collector.is_at_limit() {
+            return Err(RejectReason::RequestLimit);
+        }
+        Ok(())
     }
 
     /// For an inner layer: the same request, another executor.

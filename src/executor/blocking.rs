@@ -192,7 +192,8 @@ impl BlockingThread {
             if let std::task::Poll::Ready(outcome) =
                 attempt::poll_once(&mut node, &mut begun, &mut cx)
             {
-                self.shared.settle(node, outcome, Some(&mut begun), &self.slot);
+                self.shared
+                    .settle(node, outcome, Some(&mut begun), &self.slot);
             }
         }
         self.ended = true;

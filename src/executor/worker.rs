@@ -133,7 +133,8 @@ impl Worker {
     ) -> Poll<()> {
         match polled {
             Poll::Ready(outcome) => {
-                self.shared.settle(node, outcome, Some(&mut begun), &self.slot);
+                self.shared
+                    .settle(node, outcome, Some(&mut begun), &self.slot);
                 Poll::Ready(())
             }
             Poll::Pending => self.wait(node, begun, cx),
@@ -151,7 +152,8 @@ impl Worker {
             return Poll::Pending;
         }
         let outcome = attempt::time_out(&mut node, &begun);
-        self.shared.settle(node, outcome, Some(&mut begun), &self.slot);
+        self.shared
+            .settle(node, outcome, Some(&mut begun), &self.slot);
         Poll::Ready(())
     }
 

@@ -59,7 +59,9 @@ impl<B> DeferBody<B> {
 
     /// What the server has not asked for yet of a chunk that was cut.
     fn rest(&self) -> u64 {
-        self.watch.as_ref().map_or(0, |watch| watch.rest.len() as u64)
+        self.watch
+            .as_ref()
+            .map_or(0, |watch| watch.rest.len() as u64)
     }
 }
 
