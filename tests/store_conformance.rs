@@ -1,12 +1,14 @@
 //! Every store against the one suite that specifies them all.
 
-#[path = "store_support/mod.rs"]
-mod store_support;
+#[path = "store_support/image.rs"]
+mod image;
+#[path = "store_support/scratch.rs"]
+mod scratch;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use store_support::Scratch;
+use scratch::Scratch;
 use tower_defer::event::store::conformance::Harness;
 use tower_defer::event::store::{Memory, Sqlite};
 
@@ -52,7 +54,7 @@ impl Harness for OnDisk {
     async fn crash(&self, _store: &Sqlite) -> Sqlite {
         let mut current = self.current.lock().unwrap();
         let next = self.scratch.path(&format!("{}.db", current.0 + 1));
-        store_support::copy_store(&current.1, &next);
+        image::copy_store(&current.1, &next);
         *current = (current.0 + 1, next.clone());
         Sqlite::open(next).unwrap()
     }

@@ -3,8 +3,10 @@
 //!
 //! `DEFER_KILLS` sets how many times (60 by default), `DEFER_SEED` repeats a run.
 
-#[path = "store_support/mod.rs"]
-mod store_support;
+#[path = "store_support/event.rs"]
+mod event;
+#[path = "store_support/scratch.rs"]
+mod scratch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use store_support::{Scratch, event};
+use event::event;
+use scratch::Scratch;
 use tower_defer::event::store::{CRASHED, Filter, Replay, Settle, Sqlite, Start, State, Store};
 
 /// How many deliveries the child has in flight at once.
@@ -20,11 +23,11 @@ const BATCH: usize = 20;
 
 const POISON: &str = "poison";
 
-/// Starts `child` and kills it after `lines` lines of its ledger, or lets it end by itself.
+/// Starts the calling test again as a child (see [`child_store`]) and kills it after `lines` lines of its ledger, or lets it end by itself.
 /// Returns the whole ledger: a pipe keeps what was written before the kill.
-fn run(child: &str, directory: &Path, number: usize, lines: Option<usize>) -> Vec<String> {
+fn run(test: &str, directory: &Path, number: usize, lines: Option<usize>) -> Vec<String> {
     let mut process = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", child, "--ignored", "--nocapture"])
+        .args(["--exact", test, "--nocapture"])
         .env("DEFER_DIR", directory)
         .env("DEFER_RUN", number.to_string())
         .stdout(Stdio::piped())
@@ -74,6 +77,7 @@ fn seed() -> u64 {
     seed
 }
 
+/// In a child, the store that it shares with its parent, and the number of its run.
 fn child_store() -> Option<(Arc<Sqlite>, String)> {
     let directory = std::env::var("DEFER_DIR").ok()?;
     let store = Sqlite::open(PathBuf::from(directory).join("events.db")).expect("open");
@@ -84,12 +88,7 @@ fn child_store() -> Option<(Arc<Sqlite>, String)> {
 }
 
 /// Appends and delivers as fast as it can until it is killed.
-#[tokio::test]
-#[ignore = "a child of another test"]
-async fn child_load() {
-    let Some((store, run)) = child_store() else {
-        return;
-    };
+async fn load(store: Arc<Sqlite>, run: String) {
     if run == "0" {
         store
             .append(vec![event(POISON, "mail", 0)], 0)
@@ -141,6 +140,10 @@ async fn child_load() {
 
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_and_nothing_is_invented() {
+    if let Some((store, run)) = child_store() {
+        return load(store, run).await;
+    }
+    let test = "nothing_acknowledged_is_lost_and_nothing_is_invented";
     let kills: usize = std::env::var("DEFER_KILLS")
         .ok()
         .and_then(|kills| kills.parse().ok())
@@ -159,7 +162,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_invented() {
         } else {
             random.usize(0..400)
         };
-        let ledger = run("child_load", &directory, number, Some(lines));
+        let ledger = run(test, &directory, number, Some(lines));
         tried.extend(entries(&ledger, "T").map(ToOwned::to_owned));
         acknowledged.extend(entries(&ledger, "A").map(ToOwned::to_owned));
         for name in entries(&ledger, "H") {
@@ -232,12 +235,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_invented() {
 }
 
 /// Replays everything under one name, ten at a time; what was replayed fails again.
-#[tokio::test]
-#[ignore = "a child of another test"]
-async fn child_replay() {
-    let Some((store, _)) = child_store() else {
-        return;
-    };
+async fn replay_all(store: Arc<Sqlite>) {
     let replay = Replay {
         name: "fixed".into(),
         filter: Filter::default(),
@@ -265,6 +263,10 @@ async fn child_replay() {
 
 #[tokio::test]
 async fn a_replay_that_is_killed_and_called_again_replays_each_once() {
+    if let Some((store, _)) = child_store() {
+        return replay_all(store).await;
+    }
+    let test = "a_replay_that_is_killed_and_called_again_replays_each_once";
     let scratch = Scratch::new("replay");
     let path = scratch.path("events.db");
     let store = Sqlite::open(&path).unwrap();
@@ -287,7 +289,7 @@ async fn a_replay_that_is_killed_and_called_again_replays_each_once() {
     // At 40 %, then at odd places, then to the end.
     let mut ledger = Vec::new();
     for lines in [Some(400), Some(155), Some(7), None] {
-        ledger.extend(run("child_replay", &scratch.path(""), 0, lines));
+        ledger.extend(run(test, &scratch.path(""), 0, lines));
     }
     let mut replayed: BTreeMap<&str, usize> = BTreeMap::new();
     for name in entries(&ledger, "R") {

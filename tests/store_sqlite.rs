@@ -1,14 +1,19 @@
 //! What only the embedded store promises: one process, the user's transaction, the shell, and what
 //! becomes of damage and of a foreign lock.
 
-#[path = "store_support/mod.rs"]
-mod store_support;
+#[path = "store_support/event.rs"]
+mod event;
+#[path = "store_support/image.rs"]
+mod image;
+#[path = "store_support/scratch.rs"]
+mod scratch;
 
 use std::process::Command;
 use std::time::Duration;
 
+use event::event;
 use rusqlite::Connection;
-use store_support::{Scratch, event};
+use scratch::Scratch;
 use tower_defer::event::store::{
     DAMAGED, Filter, Settle, Settled, Sqlite, SqliteOptions, State, Store,
 };
@@ -146,7 +151,7 @@ async fn a_foreign_lock_delays_and_is_reported() {
     let shell = Connection::open(&path).unwrap();
     shell.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut append = store.append(vec![event("one", "mail", 1)], 7);
-    let trouble = store_support::eventually(&mut append, || store.health().trouble).await;
+    let trouble = eventually(&mut append, || store.health().trouble).await;
     assert!(trouble.error.is_locked(), "{}", trouble.error);
     assert_eq!(trouble.since_ms, 7);
     // Reading goes on meanwhile.
@@ -202,7 +207,7 @@ async fn a_torn_last_page_of_the_log_costs_only_what_it_held() {
         .await
         .unwrap();
     let image = scratch.path("image.db");
-    store_support::copy_store(&path, &image);
+    image::copy_store(&path, &image);
     let log = std::fs::OpenOptions::new()
         .write(true)
         .open(scratch.path("image.db-wal"))
@@ -373,4 +378,22 @@ async fn the_shell_can_read_it_beside_a_running_store() {
         "user.created|{}|mail|queued|1700000000000"
     );
     store.close().await.unwrap();
+}
+
+/// Polls `future` until `probe` finds something; the future must not be ready before.
+async fn eventually<F: Future + Unpin, T>(
+    future: &mut F,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
+    for _ in 0..60_000 {
+        if let Some(found) = probe() {
+            return found;
+        }
+        let tick = tokio::time::sleep(Duration::from_millis(1)); // the probe's pause
+        tokio::select! {
+            _ = &mut *future => panic!("ready before the probe found anything"),
+            () = tick => {}
+        }
+    }
+    panic!("nothing found in a minute");
 }

@@ -10,17 +10,16 @@
 //!    open response until its body ends, unless nobody is left who could register anything.
 
 use std::ops::Deref;
-use std::time::Duration;
-
-use http::StatusCode;
 
 use super::Scope;
+use super::elsewhere::{Elsewhere, Stage};
+use super::ending::{Ending, Head, Known};
 use super::gate::{Gate, Refused};
 use super::sweep::Progress;
 use crate::clock::Tick;
 use crate::executor::{Cancel, Executor, Place, RejectReason, Shared, TaskHandle, UnfinishedState};
 use crate::observe;
-use crate::response::{End, ResponseInfo};
+use crate::response::ResponseInfo;
 use crate::sync::{Arc, AtomicBool, OnceLock, Ordering};
 use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 
@@ -41,60 +40,10 @@ pub(crate) struct Collector {
 /// Kept under the gate's lock.
 #[derive(Debug, Default)]
 struct Beside {
-    first_at: Tick,
+    known: Known,
     follows: Option<Follows>,
     place_in_sweep: Option<usize>,
-    head: Option<(Head, Tick)>,
-    /// From the trailers. Not a part of the ending: a release by force comes before that, and must
-    /// know all the same that the call failed.
-    grpc_status: Option<i32>,
-    ending: Option<Ending>,
-    /// Few requests have one. Boxed, so that a collector is smaller and its end has less to look at.
-    elsewhere: Option<Box<Others>>,
-}
-
-#[derive(Debug, Default)]
-struct Others(Vec<Elsewhere>);
-
-/// Tasks for another executor than the layer's: an inner layer's, or one that the handler named.
-#[derive(Debug)]
-struct Elsewhere {
-    executor: Executor,
-    tasks: Fifo<Node>,
-    /// As what the request counts with this executor.
-    joined: Option<Stage>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Handler,
-    Response,
-}
-
-/// What is known when the handler has answered.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Head {
-    pub(crate) status: StatusCode,
-    pub(crate) grpc_status: Option<i32>,
-}
-
-/// What is known when the response is over.
-#[derive(Clone, Debug)]
-pub(crate) struct Ending {
-    pub(crate) end: End,
-    pub(crate) bytes: u64,
-    pub(crate) body_error: Option<Arc<str>>,
-}
-
-impl Ending {
-    /// There is no response.
-    pub(crate) fn without_response(end: End) -> Self {
-        Self {
-            end,
-            bytes: 0,
-            body_error: None,
-        }
-    }
+    elsewhere: Elsewhere,
 }
 
 impl Collector {
@@ -134,7 +83,8 @@ impl Collector {
         self.gate.pushed() >= self.scope.max_tasks && self.response.get().is_none()
     }
 
-    fn is_untouched(&self) -> bool {
+    /// Nothing is registered, and no other executor counts the request.
+    pub(super) fn is_untouched(&self) -> bool {
         !self.is_used() && !self.joined.load(Ordering::Relaxed)
     }
 
@@ -146,13 +96,7 @@ impl Collector {
             return;
         }
         self.joined.store(true, Ordering::Relaxed);
-        self.gate.with(|_, beside| {
-            let entry = beside.elsewhere(executor);
-            if entry.joined.is_none() {
-                entry.joined = Some(Stage::Handler);
-                executor.shared().request_opened();
-            }
-        });
+        self.gate.with(|_, beside| beside.elsewhere.join(executor));
     }
 
     /// Takes a task in, or submits it at once if the response is out already.
@@ -187,7 +131,7 @@ impl Collector {
                 if here {
                     tasks.push(node);
                 } else {
-                    beside.elsewhere(executor).tasks.push(node);
+                    beside.elsewhere.push(executor, node);
                 }
             },
         );
@@ -212,7 +156,7 @@ impl Collector {
     fn first_registration(self: &Arc<Self>, beside: &mut Beside, follows: Option<Follows>) -> bool {
         let shared = self.scope.executor.shared();
         shared.remember_runtime();
-        beside.first_at = shared.clock.now();
+        beside.known.first_at = shared.clock.now();
         beside.follows = follows;
         let (place, start) = self.scope.sweep.add(self.clone());
         beside.place_in_sweep = Some(place);
@@ -243,10 +187,8 @@ impl Collector {
             Tick::ZERO
         };
         self.gate.with(|_, beside| {
-            beside.head = Some((head, now));
-            for entry in beside.others() {
-                entry.move_to(Some(Stage::Response));
-            }
+            beside.known.head = Some((head, now));
+            beside.elsewhere.move_to(Some(Stage::Response));
         });
         // Relaxed: read by the one who ends the same response.
         self.answered.store(true, Ordering::Relaxed);
@@ -258,20 +200,19 @@ impl Collector {
     /// The trailers are in the server's hands, with the status of a gRPC call.
     pub(crate) fn trailers(&self, grpc_status: i32) {
         self.gate
-            .with(|_, beside| beside.grpc_status = Some(grpc_status));
+            .with(|_, beside| beside.known.grpc_status = Some(grpc_status));
     }
 
     /// The response is over; it is released when the last chunk of it has left.
     pub(crate) fn end(&self, ending: Ending) {
-        self.gate.with(|_, beside| beside.ending = Some(ending));
+        self.gate
+            .with(|_, beside| beside.known.ending = Some(ending));
     }
 
     /// The request is over: it registers nothing any more but through clones.
     pub(crate) fn close(&self) {
         if self.joined.load(Ordering::Relaxed) {
-            self.gate.with(|_, beside| {
-                beside.others().for_each(|entry| entry.move_to(None));
-            });
+            self.gate.with(|_, beside| beside.elsewhere.move_to(None));
         }
         let shared = self.scope.executor.shared();
         if self.answered.load(Ordering::Relaxed) {
@@ -314,7 +255,13 @@ impl Collector {
         self.release(false, Shared::enqueue);
     }
 
-    fn let_go(self: &Arc<Self>) {
+    /// One more holder.
+    pub(super) fn hold(&self) {
+        self.gate.hold();
+    }
+
+    /// One holder less; the last one releases.
+    pub(super) fn let_go(self: &Arc<Self>) {
         if self.gate.let_go() {
             self.release(false, Shared::enqueue);
         }
@@ -330,11 +277,11 @@ impl Collector {
         let used = self.is_used();
         let now = if used { clock.now() } else { Tick::ZERO };
         let opened = self.gate.open(|beside| {
-            let info = beside.response(now, forced, &self.progress);
+            let info = beside.known.record(now, forced, self.progress.bytes());
             let end = info.end;
             // By the gate's first invariant nobody has set it before.
             let _ = self.response.set(info);
-            (beside.place_in_sweep.take(), beside.take_elsewhere(), end)
+            (beside.place_in_sweep.take(), beside.elsewhere.take(), end)
         });
         let Some((tasks, (place, elsewhere, end))) = opened else {
             return 0;
@@ -363,19 +310,6 @@ impl Collector {
     }
 }
 
-impl Elsewhere {
-    fn move_to(&mut self, stage: Option<Stage>) {
-        let shared = self.executor.shared();
-        match (self.joined, stage) {
-            (Some(Stage::Handler), Some(Stage::Response)) => shared.request_answered(true),
-            (Some(Stage::Handler), None) => shared.request_answered(false),
-            (Some(Stage::Response), None) => shared.response_closed(),
-            _ => return,
-        }
-        self.joined = stage;
-    }
-}
-
 impl Beside {
     /// Whether tasks of this span follow the request's first one in any case.
     fn is_followed(&self, follows: &Option<Follows>) -> bool {
@@ -383,74 +317,6 @@ impl Beside {
         follows
             .as_ref()
             .is_none_or(|follows| Some(&follows.id) == first)
-    }
-
-    fn elsewhere(&mut self, executor: &Executor) -> &mut Elsewhere {
-        let others = &mut self.elsewhere.get_or_insert_default().0;
-        let found = others
-            .iter()
-            .position(|entry| Arc::ptr_eq(entry.executor.shared(), executor.shared()));
-        let at = found.unwrap_or_else(|| {
-            others.push(Elsewhere {
-                executor: executor.clone(),
-                tasks: Fifo::new(),
-                joined: None,
-            });
-            others.len() - 1
-        });
-        &mut others[at]
-    }
-
-    fn others(&mut self) -> impl Iterator<Item = &mut Elsewhere> {
-        self.elsewhere.iter_mut().flat_map(|others| &mut others.0)
-    }
-
-    /// The tasks for other executors. After a release by force the request itself goes on, and those
-    /// that wait for its end are told by [`Collector::close`].
-    fn take_elsewhere(&mut self) -> Vec<(Executor, Fifo<Node>)> {
-        let take = |entry: &mut Elsewhere| {
-            let tasks = std::mem::replace(&mut entry.tasks, Fifo::new());
-            (entry.executor.clone(), tasks)
-        };
-        let Some(others) = &mut self.elsewhere else {
-            return Vec::new();
-        };
-        let taken = others.0.iter_mut().map(take).collect();
-        others.0.retain(|entry| entry.joined.is_some());
-        taken
-    }
-
-    fn response(&mut self, now: Tick, forced: bool, progress: &Progress) -> ResponseInfo {
-        let ending = self
-            .ending
-            .take()
-            .filter(|_| !forced)
-            .unwrap_or_else(|| Ending {
-                end: End::Stalled,
-                bytes: progress.bytes(),
-                body_error: None,
-            });
-        let head = self.head;
-        let since_first = |at: Tick| -> Duration {
-            if self.first_at == Tick::ZERO {
-                Duration::ZERO
-            } else {
-                at.since(self.first_at)
-            }
-        };
-        ResponseInfo {
-            status: head.map(|(head, _)| head.status),
-            grpc_status: self
-                .grpc_status
-                .or(head.and_then(|(head, _)| head.grpc_status)),
-            end: ending.end,
-            bytes: ending.bytes,
-            body_error: ending.body_error,
-            to_head: head
-                .filter(|(_, at)| *at != Tick::ZERO)
-                .map(|(_, at)| since_first(at)),
-            to_release: since_first(now),
-        }
     }
 }
 
@@ -471,9 +337,7 @@ impl Cancel for Collector {
             if let Some(node) = tasks.remove(is_it) {
                 return Some((self.scope.executor.clone(), node));
             }
-            beside
-                .others()
-                .find_map(|entry| Some((entry.executor.clone(), entry.tasks.remove(is_it)?)))
+            beside.elsewhere.remove(is_it)
         });
         let Some((executor, node)) = found else {
             return false;
@@ -483,62 +347,11 @@ impl Cancel for Collector {
     }
 }
 
-/// One holder of the collector: while there is one, nothing is released but by force.
-pub(crate) struct Hold(Arc<Collector>);
-
-impl Hold {
-    /// The first one, which a new collector counts already.
-    pub(crate) fn first(collector: Arc<Collector>) -> Self {
-        Self(collector)
-    }
-
-    pub(crate) fn another(&self) -> Self {
-        self.0.gate.hold();
-        Self(self.0.clone())
-    }
-
-    pub(crate) fn collector(&self) -> &Arc<Collector> {
-        &self.0
-    }
-
-    /// A sign of life: the body was asked for a frame, and said whether there is one.
-    pub(crate) fn asked(&self, idle: bool) {
-        self.0.progress.asked(self.0.scope.sweep.now(), idle);
-    }
-
-    /// A sign of life: a chunk has left.
-    pub(crate) fn taken(&self) {
-        self.0.progress.taken(self.0.scope.sweep.now());
-    }
-
-    pub(crate) fn count_bytes(&self, bytes: u64) {
-        self.0.progress.count(bytes);
-    }
-}
-
-impl Drop for Hold {
-    #[inline]
-    fn drop(&mut self) {
-        // Nobody else holds it, so nothing is or will be registered, and nobody will ask for the
-        // response: there is nothing to release. It saves 298 of 2,127 instructions of a request.
-        if Arc::get_mut(&mut self.0).is_some_and(|collector| collector.is_untouched()) {
-            return;
-        }
-        self.0.let_go();
-    }
-}
-
 impl std::fmt::Debug for Collector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Collector")
             .field("registered", &self.gate.pushed())
             .field("response", &self.response.get())
             .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Hold {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Hold").field(&self.0).finish()
     }
 }

@@ -3,8 +3,11 @@
 //! once.
 
 mod collector;
+mod elsewhere;
+mod ending;
 mod gate;
 mod handle;
+mod hold;
 mod missing;
 #[cfg(all(test, defer_loom))]
 mod models;
@@ -12,8 +15,10 @@ mod registration;
 mod scope;
 mod sweep;
 
-pub(crate) use collector::{Collector, Ending, Head, Hold};
+pub(crate) use collector::Collector;
+pub(crate) use ending::{Ending, Head};
 pub use handle::Defer;
+pub(crate) use hold::Hold;
 pub use missing::{MissingLayer, RequestExt};
 pub use registration::{DeferPermit, DeferReserve};
 pub(crate) use scope::Scope;

@@ -46,7 +46,7 @@ mod tests {
         let (said, heard) = mpsc::sync_channel(1);
         let last = executor.clone();
         executor.submit(crate::Task::once(async move {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await; // the task's own work
             let name = std::thread::current().name().map(str::to_owned);
             drop(last);
             said.send(name).expect("the test waits for it");

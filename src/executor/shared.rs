@@ -1,7 +1,6 @@
 //! What the parts of an executor share, and the way of a task into the queue.
 
 use std::ops::Deref;
-use std::sync::Weak;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -17,6 +16,7 @@ use super::place::Place;
 use super::queue::{Queue, Wake};
 use super::rejected::RejectReason;
 use super::report::UnfinishedState;
+use super::requests::Requests;
 use super::running::Slots;
 use super::waiting::Waiting;
 use super::watch::Watch;
@@ -39,13 +39,10 @@ pub(crate) struct Shared {
     pub(super) letters: Letters,
     pub(super) drain: Drain,
     pub(super) watch: Watch,
-    complaints: observe::Complaints,
+    pub(super) complaints: observe::Complaints,
     /// That there is no usable runtime is said now and then, not for every task.
     pub(super) no_runtime: observe::Complaint,
-    /// Requests whose handler has not answered.
-    handlers: AtomicUsize,
-    /// Responses under way from which a task may still be registered.
-    responses: AtomicUsize,
+    pub(super) requests: Requests,
     #[cfg(feature = "test-util")]
     pub(crate) held: super::held::Held,
     #[cfg(feature = "test-util")]
@@ -58,14 +55,6 @@ pub(crate) struct Shared {
     /// The runtime seen last, for a release that happens outside of one.
     pub(super) last_runtime: Mutex<Option<Handle>>,
     pub(super) own_runtime: OwnRuntime,
-    sources: Mutex<Vec<Weak<dyn Source>>>,
-}
-
-/// What holds tasks that are not released yet; a drain can ask for them.
-pub(crate) trait Source: Send + Sync {
-    /// Releases what it holds, without waiting for the responses; with `handlers`, also the tasks of
-    /// requests whose handler has not answered yet.
-    fn release_now(&self, handlers: bool);
 }
 
 impl Shared {
@@ -83,8 +72,7 @@ impl Shared {
             watch: Watch::default(),
             complaints: observe::Complaints::default(),
             no_runtime: observe::Complaint::default(),
-            handlers: AtomicUsize::new(0),
-            responses: AtomicUsize::new(0),
+            requests: Requests::default(),
             #[cfg(feature = "test-util")]
             held: super::held::Held::default(),
             #[cfg(feature = "test-util")]
@@ -95,7 +83,6 @@ impl Shared {
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
             own_runtime: OwnRuntime::default(),
-            sources: Mutex::new(Vec::new()),
             config,
         }
     }
@@ -136,63 +123,6 @@ impl Shared {
     pub(crate) fn try_admit(&self) -> Result<Place<&Self>, RejectReason> {
         self.admission.try_take()?;
         Ok(Place::new(self))
-    }
-
-    /// Counts a task that was not accepted, and says so now and then.
-    pub(crate) fn reject(&self, node: &Node, reason: RejectReason) {
-        match reason {
-            RejectReason::Full => self.counters.rejected_full.add(1),
-            RejectReason::RequestLimit => self.counters.rejected_request.add(1),
-            RejectReason::Closed => self.counters.rejected_closed.add(1),
-        }
-        observe::rejected(self, node, reason);
-    }
-
-    /// The same for a task that nobody gets back: its drop must not panic in the handler's face.
-    pub(crate) fn reject_for_good(&self, node: Node, reason: RejectReason) {
-        self.reject(&node, reason);
-        observe::panic_in_drop(node.drop_quietly());
-    }
-
-    pub(crate) fn complaint_is_due(&self, reason: RejectReason) -> bool {
-        self.complaints.of(reason).is_due(self.clock.now())
-    }
-
-    pub(crate) fn rejections(&self) -> u64 {
-        let c = &self.counters;
-        c.rejected_full.get() + c.rejected_request.get() + c.rejected_closed.get()
-    }
-
-    /// For the operator who asks what takes up all the room.
-    pub(crate) fn what_fills_it(&self) -> String {
-        let mut queued = Vec::new();
-        self.queue.for_each(|node| queued.push(node.name()));
-        self.blocking.for_each(|node| queued.push(node.name()));
-        let mut waiting = Vec::new();
-        self.waiting.for_each(|node| waiting.push(node.name()));
-        let running: Vec<_> = self.slots.running().into_iter().map(|r| r.name).collect();
-        let taken = self.admission.taken();
-        let elsewhere = taken.saturating_sub(queued.len() + waiting.len() + running.len());
-        let mut said = Vec::new();
-        for (state, names) in [
-            ("queued", queued),
-            ("waiting", waiting),
-            ("running", running),
-        ] {
-            if !names.is_empty() {
-                let count = names.len();
-                said.push(format!(
-                    "{count} {state} ({})",
-                    observe::commonest(names.into_iter())
-                ));
-            }
-        }
-        if elsewhere > 0 {
-            said.push(format!(
-                "{elsewhere} reserved or held by responses under way"
-            ));
-        }
-        said.join("; ")
     }
 
     /// Gives a task its place, and its identity.
@@ -334,62 +264,12 @@ impl Shared {
         }
     }
 
-    pub(crate) fn request_opened(&self) {
-        self.handlers.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// The handler has answered (or there will be no answer). `open`: tasks may still be registered
-    /// until [`response_closed`](Self::response_closed).
-    pub(crate) fn request_answered(&self, open: bool) {
-        if open {
-            // Before the other, so that a drain never sees neither.
-            self.responses.fetch_add(1, Ordering::SeqCst);
-        }
-        if self.handlers.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.tell_if_quiet();
-        }
-    }
-
-    pub(crate) fn response_closed(&self) {
-        if self.responses.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.tell_if_quiet();
-        }
-    }
-
-    /// Requests that may still register a task: those whose handler has not answered, and those whose
-    /// response is under way.
-    pub(super) fn open_requests(&self) -> (usize, usize) {
-        (
-            self.handlers.load(Ordering::SeqCst),
-            self.responses.load(Ordering::SeqCst),
-        )
-    }
-
     /// The one who waits counts itself and then looks, the one who tells changes and then looks for
     /// watchers, all sequentially consistent: at least one of them sees the other.
-    fn tell_if_quiet(&self) {
+    pub(super) fn tell_if_quiet(&self) {
         if self.watchers.load(Ordering::SeqCst) > 0 {
             self.quiet.notify_waiters();
         }
-    }
-
-    pub(crate) fn attach(&self, source: Weak<dyn Source>) {
-        let mut sources = self.sources.lock();
-        sources.retain(|old| old.strong_count() > 0);
-        sources.push(source);
-    }
-
-    /// Releases what requests still hold.
-    pub(crate) fn release_sources(&self, handlers: bool) {
-        let sources: Vec<_> = self
-            .sources
-            .lock()
-            .iter()
-            .filter_map(Weak::upgrade)
-            .collect();
-        sources
-            .iter()
-            .for_each(|source| source.release_now(handlers));
     }
 
     /// Removes a queued task; whether there was one.

@@ -8,7 +8,7 @@
 use super::Ordering;
 use super::imp::atomic::{AtomicUsize as Plain, fence};
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct AtomicUsize(Plain);
 
 impl AtomicUsize {

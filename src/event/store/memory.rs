@@ -13,11 +13,11 @@ use self::room::{Key, Room};
 use super::StoreError;
 use super::contract::{Store, StoreFuture, check};
 use super::life::{CRASH_LIMIT, Settle, State};
-use super::mutex::Mutex;
 use super::query::{
     AddPast, Counts, Cursor, Filter, Group, Health, Listed, Prune, Pruned, Replay, Walked,
 };
 use super::record::{AttemptToken, Claimed, NewEvent, Receipt, Settled};
+use crate::sync::Mutex;
 
 /// A store in memory.
 #[derive(Debug, Default)]

@@ -30,7 +30,6 @@ mod error;
 mod grouping;
 mod life;
 mod memory;
-mod mutex;
 mod query;
 mod record;
 

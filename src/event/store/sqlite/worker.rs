@@ -29,8 +29,8 @@ use super::fault::Fault;
 use super::flow;
 use super::row::Key;
 use crate::event::store::StoreError;
-use crate::event::store::mutex::Mutex;
 use crate::event::store::query::{Health, Trouble};
+use crate::sync::Mutex;
 
 /// How many requests may wait: beyond, callers wait for room.
 pub(super) const QUEUE: usize = 1_024;

@@ -1,0 +1,82 @@
+//! What is known of a response so far, and the record that comes of it: plain data, and one function
+//! without clock or lock.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::clock::Tick;
+use crate::response::{End, ResponseInfo};
+use crate::sync::Arc;
+
+/// What is known when the handler has answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    pub(crate) status: StatusCode,
+    pub(crate) grpc_status: Option<i32>,
+}
+
+/// What is known when the response is over.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    pub(crate) end: End,
+    pub(crate) bytes: u64,
+    pub(crate) body_error: Option<Arc<str>>,
+}
+
+impl Ending {
+    /// There is no response.
+    pub(crate) fn without_response(end: End) -> Self {
+        Self {
+            end,
+            bytes: 0,
+            body_error: None,
+        }
+    }
+}
+
+/// What is known so far. A time that was not read is zero.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// When the first task was registered: times are counted from there.
+    pub(super) first_at: Tick,
+    pub(super) head: Option<(Head, Tick)>,
+    /// From the trailers. Not a part of the ending: a release by force comes before that, and must
+    /// know all the same that the call failed.
+    pub(super) grpc_status: Option<i32>,
+    pub(super) ending: Option<Ending>,
+}
+
+impl Known {
+    /// The record at a release now. By force, the response has not ended: so many bytes of it have
+    /// been asked for.
+    pub(super) fn record(&mut self, now: Tick, forced: bool, bytes: u64) -> ResponseInfo {
+        let ending = self.ending.take().filter(|_| !forced).unwrap_or(Ending {
+            end: End::Stalled,
+            bytes,
+            body_error: None,
+        });
+        let head = self.head;
+        ResponseInfo {
+            status: head.map(|(head, _)| head.status),
+            grpc_status: self
+                .grpc_status
+                .or(head.and_then(|(head, _)| head.grpc_status)),
+            end: ending.end,
+            bytes: ending.bytes,
+            body_error: ending.body_error,
+            to_head: head
+                .filter(|(_, at)| *at != Tick::ZERO)
+                .map(|(_, at)| self.since_first(at)),
+            to_release: self.since_first(now),
+        }
+    }
+
+    fn since_first(&self, at: Tick) -> Duration {
+        if self.first_at == Tick::ZERO {
+            Duration::ZERO
+        } else {
+            at.since(self.first_at)
+        }
+    }
+}

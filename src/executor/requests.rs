@@ -1,0 +1,76 @@
+//! The requests that may still register a task: how many, for who waits for the executor to be quiet,
+//! and the means to have them release what they hold.
+//!
+//! It knows no request: whoever has one says here when it opens, is answered and closes.
+
+use super::Shared;
+use crate::sync::{AtomicUsize, Mutex, Ordering, Weak};
+
+#[derive(Default)]
+pub(crate) struct Requests {
+    /// Requests whose handler has not answered.
+    handlers: AtomicUsize,
+    /// Responses under way from which a task may still be registered.
+    responses: AtomicUsize,
+    sources: Mutex<Vec<Weak<dyn Source>>>,
+}
+
+/// What holds tasks that are not released yet; a drain can ask for them.
+pub(crate) trait Source: Send + Sync {
+    /// Releases what it holds, without waiting for the responses; with `handlers`, also the tasks of
+    /// requests whose handler has not answered yet.
+    fn release_now(&self, handlers: bool);
+}
+
+impl Shared {
+    pub(crate) fn request_opened(&self) {
+        self.requests.handlers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The handler has answered (or there will be no answer). `open`: tasks may still be registered
+    /// until [`response_closed`](Self::response_closed).
+    pub(crate) fn request_answered(&self, open: bool) {
+        if open {
+            // Before the other, so that a drain never sees neither.
+            self.requests.responses.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.requests.handlers.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tell_if_quiet();
+        }
+    }
+
+    pub(crate) fn response_closed(&self) {
+        if self.requests.responses.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tell_if_quiet();
+        }
+    }
+
+    /// Requests that may still register a task: those whose handler has not answered, and those whose
+    /// response is under way.
+    pub(super) fn open_requests(&self) -> (usize, usize) {
+        (
+            self.requests.handlers.load(Ordering::SeqCst),
+            self.requests.responses.load(Ordering::SeqCst),
+        )
+    }
+
+    pub(crate) fn attach(&self, source: Weak<dyn Source>) {
+        let mut sources = self.requests.sources.lock();
+        sources.retain(|old| old.strong_count() > 0);
+        sources.push(source);
+    }
+
+    /// Releases what requests still hold.
+    pub(crate) fn release_sources(&self, handlers: bool) {
+        let sources: Vec<_> = self
+            .requests
+            .sources
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        sources
+            .iter()
+            .for_each(|source| source.release_now(handlers));
+    }
+}
