@@ -116,6 +116,10 @@ impl Collector {
         let limit = self.limit.get().copied().unwrap_or(self.scope.max_tasks);
         #[cfg(feature = "test-util")]
         self.listen(executor);
+        if !here {
+            // So that its drain finds what this request holds for it.
+            self.scope.attach_to(shared);
+        }
         let mut start_sweep = false;
         let mut follows = observe::current_span();
         let pushed = self.gate.push(
@@ -173,13 +177,9 @@ impl Collector {
         shared.enqueue_one(node, Some(self.clone()));
     }
 
-    /// The handler has answered. Returns whether anyone can still register a task: if not, and none
-    /// is registered, the response is none of our business any more.
-    pub(crate) fn head(self: &Arc<Self>, head: impl FnOnce() -> Head) -> bool {
+    /// The handler has answered, and somebody has registered a task or may still do so.
+    pub(crate) fn head(&self, head: impl FnOnce() -> Head) {
         let used = self.is_used();
-        if !used && Arc::strong_count(self) == 1 && !self.joined.load(Ordering::Relaxed) {
-            return false;
-        }
         let head = head();
         let now = if used {
             self.scope.executor.shared().clock.now()
@@ -194,7 +194,6 @@ impl Collector {
         self.answered.store(true, Ordering::Relaxed);
         self.scope.executor.shared().request_answered(true);
         self.progress.begin(self.scope.sweep.now());
-        true
     }
 
     /// The trailers are in the server's hands, with the status of a gRPC call.
@@ -233,6 +232,19 @@ impl Collector {
         self.release(true, |shared, tasks, _, _| {
             shared.cancel_all(tasks, UnfinishedState::NeverStarted);
         });
+    }
+
+    /// Whether this is the executor of the request's outermost layer.
+    pub(super) fn is_of(&self, executor: &Shared) -> bool {
+        std::ptr::eq(&**self.scope.executor.shared(), executor)
+    }
+
+    /// Gives up what is registered for another executor, whose drain has come to its deadline.
+    pub(super) fn abandon_elsewhere(&self, executor: &Shared) {
+        let tasks = self
+            .gate
+            .with(|_, beside| beside.elsewhere.take_of(executor));
+        executor.cancel_all(tasks, UnfinishedState::NeverStarted);
     }
 
     #[cfg(feature = "test-util")]

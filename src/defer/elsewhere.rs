@@ -3,7 +3,7 @@
 //!
 //! It knows no response and no lock: the collector keeps it under its own.
 
-use crate::executor::Executor;
+use crate::executor::{Executor, Shared};
 use crate::sync::Arc;
 use crate::task::{Fifo, Node};
 
@@ -68,6 +68,16 @@ impl Elsewhere {
         let taken = others.0.iter_mut().map(take).collect();
         others.0.retain(|other| other.joined.is_some());
         taken
+    }
+
+    /// The tasks for one of them, which can wait no longer.
+    pub(super) fn take_of(&mut self, executor: &Shared) -> Fifo<Node> {
+        let other = self
+            .all()
+            .find(|other| std::ptr::eq(&**other.executor.shared(), executor));
+        other.map_or_else(Fifo::new, |other| {
+            std::mem::replace(&mut other.tasks, Fifo::new())
+        })
     }
 
     fn at(&mut self, executor: &Executor) -> &mut Other {

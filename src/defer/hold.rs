@@ -39,12 +39,20 @@ impl Hold {
     }
 }
 
+impl Hold {
+    /// Nobody else holds it, so nothing is or will be registered, and nobody will ask for the response.
+    /// Being the only one is asked first, and orders what another thread registered before it let go.
+    #[inline]
+    pub(crate) fn is_of_no_concern(&mut self) -> bool {
+        Arc::get_mut(&mut self.0).is_some_and(|collector| collector.is_untouched())
+    }
+}
+
 impl Drop for Hold {
     #[inline]
     fn drop(&mut self) {
-        // Nobody else holds it, so nothing is or will be registered, and nobody will ask for the
-        // response: there is nothing to release. It saves 298 of 2,127 instructions of a request.
-        if Arc::get_mut(&mut self.0).is_some_and(|collector| collector.is_untouched()) {
+        // There is nothing to release. It saves 298 of 2,127 instructions of a request.
+        if self.is_of_no_concern() {
             return;
         }
         self.0.let_go();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sweep::Sweep;
-use crate::executor::{Executor, Source};
+use crate::executor::{Executor, Shared, Source};
 use crate::sync::{Arc, Weak};
 
 /// One per layer, shared by its requests.
@@ -18,15 +18,20 @@ pub(crate) struct Scope {
 
 impl Scope {
     pub(crate) fn new(executor: Executor, max_tasks: usize, max_hold: Duration) -> Self {
-        let sweep = Arc::new(Sweep::new(max_hold));
-        let source: Weak<Sweep> = Arc::downgrade(&sweep);
-        executor.shared().attach(source as Weak<dyn Source>);
-        Self {
+        let scope = Self {
             executor,
             max_tasks,
-            sweep,
+            sweep: Arc::new(Sweep::new(max_hold)),
             #[cfg(feature = "test-util")]
             test: None,
-        }
+        };
+        scope.attach_to(scope.executor.shared());
+        scope
+    }
+
+    /// A drain of this executor finds what the layer's requests hold.
+    pub(super) fn attach_to(&self, executor: &Shared) {
+        let source: Weak<Sweep> = Arc::downgrade(&self.sweep);
+        executor.attach(source as Weak<dyn Source>);
     }
 }

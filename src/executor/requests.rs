@@ -17,9 +17,9 @@ pub(crate) struct Requests {
 
 /// What holds tasks that are not released yet; a drain can ask for them.
 pub(crate) trait Source: Send + Sync {
-    /// Releases what it holds, without waiting for the responses; with `handlers`, also the tasks of
-    /// requests whose handler has not answered yet.
-    fn release_now(&self, handlers: bool);
+    /// Releases what it holds for this executor, without waiting for the responses; with `handlers`,
+    /// gives up the tasks of requests whose handler has not answered yet.
+    fn release_now(&self, executor: &Shared, handlers: bool);
 }
 
 impl Shared {
@@ -57,7 +57,9 @@ impl Shared {
     pub(crate) fn attach(&self, source: Weak<dyn Source>) {
         let mut sources = self.requests.sources.lock();
         sources.retain(|old| old.strong_count() > 0);
-        sources.push(source);
+        if !sources.iter().any(|old| Weak::ptr_eq(old, &source)) {
+            sources.push(source);
+        }
     }
 
     /// Releases what requests still hold.
@@ -71,6 +73,6 @@ impl Shared {
             .collect();
         sources
             .iter()
-            .for_each(|source| source.release_now(handlers));
+            .for_each(|source| source.release_now(self, handlers));
     }
 }

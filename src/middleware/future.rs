@@ -152,15 +152,15 @@ impl Unanswered {
 
     /// There is a head. Returns what to watch its body with, if anyone cares.
     fn answer<B: Body>(mut self, response: &Response<B>) -> Option<Watch> {
-        let hold = self.hold.take()?;
-        let cares = hold.collector().head(|| Head {
-            status: response.status(),
-            grpc_status: grpc_status(response.headers()),
-        });
-        if !cares {
+        let mut hold = self.hold.take()?;
+        if hold.is_of_no_concern() {
             hold.collector().close();
             return None;
         }
+        hold.collector().head(|| Head {
+            status: response.status(),
+            grpc_status: grpc_status(response.headers()),
+        });
         let hint = response.body().size_hint();
         let status = response.status();
         let seen = BodySeen {
