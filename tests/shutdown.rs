@@ -650,3 +650,38 @@ fn case_31_a_pending_handlers_task_on_another_executor_is_given_up_as_well() {
         pending.abort();
     });
 }
+
+#[test]
+fn case_30_a_drain_names_what_a_handler_holds_for_this_executor() {
+    everywhere(|setting| async move {
+        // Given a pending handler with a task on an executor that is not its layer's.
+        let (ran, log, layer) = (Ran::new(), Log::new(), DeferLayer::new());
+        let second = Executor::new();
+        let server = setting.serve({
+            let (ran, log, second) = (ran.clone(), log.clone(), second.clone());
+            app(&layer, move |request| {
+                let (log, defer) = (log.clone(), defer(&request));
+                defer.on(&second).run(ran.task("task"));
+                async move {
+                    log.note("pending");
+                    std::future::pending().await
+                }
+            })
+        });
+        let mut client = setting.connect(&server).await;
+        let pending = tokio::spawn(async move {
+            let request = client.request(Method::GET, "/");
+            drop(client.send(request).await);
+        });
+        log.awaits("pending").await;
+
+        // When that executor alone is drained, and the deadline passes.
+        let report = second.drain(Duration::from_millis(100)).await;
+
+        // Then the task is cancelled and named.
+        assert_eq!(report.cancelled, 1, "{report}");
+        assert_eq!(report.unfinished.len(), 1, "{report}");
+        assert_eq!(second.snapshot().outstanding, 0);
+        pending.abort();
+    });
+}
