@@ -77,8 +77,7 @@ impl Shutdown {
     }
 
     /// Serves until `signal`, then shuts down. `server` makes the server's future from the future that
-    /// tells it to stop. The reports of several executors are added up; they count from the moment when the
-    /// draining began, which is when the server had ended or half the deadline had passed.
+    /// tells it to stop. The reports of several executors are added up; they count from the signal.
     ///
     /// # Errors
     ///
@@ -104,6 +103,9 @@ impl Shutdown {
         let clock = self.executors[0].shared().clock;
         let began = clock.now();
         let deadline = began.saturating_add(self.deadline);
+        for executor in &self.executors {
+            executor.shared().note_shutdown();
+        }
         let half = clock.instant(began.saturating_add(self.deadline / 2));
         // The server may have dropped its end already.
         let _ = stop.send(());

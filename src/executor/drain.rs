@@ -78,7 +78,7 @@ impl Drain {
 
     /// Remembers a task that did not complete, once a drain has begun.
     pub(super) fn note(&self, node: &Node, state: UnfinishedState, error: Option<Arc<str>>) {
-        if !self.has_begun() {
+        if self.log.lock().began.is_none() {
             return;
         }
         let error = error.or_else(|| {
@@ -165,16 +165,21 @@ impl Shared {
         }
     }
 
+    /// What happens from now on belongs to the report, though the drain itself may begin later.
+    pub(crate) fn note_shutdown(&self) {
+        self.drain.log.lock().began.get_or_insert_with(|| Began {
+            at: self.clock.now(),
+            totals: self.totals(),
+        });
+    }
+
     fn begin_drain(self: &Arc<Self>) {
-        let mut log = self.drain.log.lock();
-        if log.began.is_none() {
-            log.began = Some(Began {
-                at: self.clock.now(),
-                totals: self.totals(),
-            });
-            self.drain.phase.store(DRAINING, Ordering::SeqCst);
-        }
-        drop(log);
+        self.note_shutdown();
+        // A deadline that has passed stays passed.
+        let _ =
+            self.drain
+                .phase
+                .compare_exchange(OPEN, DRAINING, Ordering::SeqCst, Ordering::SeqCst);
         // After the beginning was noted: what it sets going belongs to its report.
         self.kick();
         self.hurry();
@@ -187,7 +192,10 @@ impl Shared {
         self.release_sources(true);
         self.cancel_queued();
         for slot in self.slots.all() {
-            slot.with(|running| running.token.as_ref().map(|token| token.cancel()));
+            // Not under the slot's lock: cancelling wakes whoever waits for the token.
+            if let Some(token) = slot.with(|running| running.token.clone()).flatten() {
+                token.cancel();
+            }
             slot.abort();
         }
         let emptied = async {

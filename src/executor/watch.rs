@@ -90,23 +90,28 @@ fn watch(watched: &Weak<Shared>) {
 fn look(shared: &Shared, seen: &mut HashMap<(TaskId, u32), Instant>, now: Instant) {
     let mut running = HashMap::new();
     for slot in shared.slots.all() {
-        slot.with(|attempt| {
+        let stuck = slot.with(|attempt| {
             let key = (attempt.id, attempt.attempt);
             let since = seen.get(&key).copied().unwrap_or(now);
             running.insert(key, since);
             let ran = now.duration_since(since);
             if ran <= attempt.limit {
-                return;
+                return None;
             }
             let first = attempt.stuck.replace(ran).is_none();
-            if let Some(token) = &attempt.token {
-                token.cancel();
-            }
-            if first && !attempt.abandoned {
-                shared.counters.stuck.add(1);
-                observe::stuck(shared, attempt, ran);
-            }
+            Some((attempt.clone(), ran, first && !attempt.abandoned))
         });
+        // Not under the slot's lock: cancelling wakes whoever waits for the token.
+        let Some((attempt, ran, is_new)) = stuck.flatten() else {
+            continue;
+        };
+        if let Some(token) = &attempt.token {
+            token.cancel();
+        }
+        if is_new {
+            shared.counters.stuck.add(1);
+            observe::stuck(shared, &attempt, ran);
+        }
     }
     *seen = running;
 }
