@@ -313,7 +313,9 @@ fn loom_reserving_races_with_closing_when_empty() {
                     admission.give_back();
                 }
                 Poll::Ready(Err(why)) => assert_eq!(why, NoPlace::Closed),
-                Poll::Pending => admission.cancel(ticket.unwrap()),
+                Poll::Pending => {
+                    admission.cancel(ticket.unwrap());
+                }
             }
         });
         let staying = with(&admission, wait);
