@@ -505,7 +505,7 @@ async fn kinds_and_labels_are_those_of_the_table() {
         assert_eq!(*kind, said, "{name}");
         assert_eq!(*labels, allowed, "{name}");
     }
-    // It is told by a thread that this recorder does not hear.
+    // It is told by a thread that this recorder does not hear: see `tests/metrics_stuck.rs`.
     assert_eq!(
         table.into_keys().collect::<Vec<_>>(),
         ["tower_defer.tasks.stuck"]

@@ -408,6 +408,21 @@ fn no_runtime_is_an_error_and_what_is_lost_is_a_warning() {
     assert_eq!(said(&capture, "WARN", lost)[0].field("tasks"), "1");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_is_info() {
+    let capture = Capture::here();
+    let defer = DeferLayer::new().max_hold(Duration::from_secs(30));
+    let mut app = app(&defer, |defer| {
+        defer.run(|| async {});
+    });
+    let held = app.call(request()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await; // paused time
+    let message =
+        "the client has taken nothing for max_hold, tasks released before the response's end";
+    assert_eq!(said(&capture, "INFO", message)[0].field("tasks"), "1");
+    drop(held);
+}
+
 /// The watch is a thread of its own: it is heard by the process's subscriber only.
 #[test]
 fn a_stuck_task_is_warned_about() {
