@@ -187,7 +187,11 @@ impl Shared {
         self.release_sources(true);
         self.cancel_queued();
         for slot in self.slots.all() {
-            slot.with(|running| running.token.as_ref().map(|token| token.cancel()));
+            let token = slot.with(|running| running.token.clone()).flatten();
+            // Not under the slot's lock: it wakes whoever waits for the token.
+            if let Some(token) = token {
+                token.cancel();
+            }
             slot.abort();
         }
         let emptied = async {
