@@ -100,6 +100,7 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
         blocking: kind == Kind::Blocking,
         token: context.as_ref().map(TaskContext::cancellation),
         since: (kind == Kind::Blocking).then(|| shared.clock.now()),
+        first_seen: None,
         stuck: None,
         abandoned: false,
     });

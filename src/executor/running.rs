@@ -1,7 +1,7 @@
 //! What runs at this moment: one slot per worker, for snapshots, for the watch and for the drain.
 
 use std::panic::Location;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,9 @@ pub(crate) struct Running {
     pub(crate) token: Option<CancellationToken>,
     /// Known once the attempt has waited: one that never does costs no look at the clock.
     pub(crate) since: Option<Tick>,
+    /// When the watch saw it first. Kept here: a replay has the id and the numbers of the run before it,
+    /// and must not inherit its time.
+    pub(crate) first_seen: Option<Instant>,
     /// How long the watch has seen it run, past its limit.
     pub(crate) stuck: Option<Duration>,
     /// A drain has counted it as cancelled; its worker must not count it again.

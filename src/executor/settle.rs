@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Shared;
-use super::attempt::{Begun, Outcome};
+use super::attempt::{self, Begun, Outcome};
 use super::report::UnfinishedState;
 use super::running::Slot;
 use crate::clock::{self, Tick};
@@ -194,8 +194,11 @@ impl Shared {
     }
 
     /// The worker of a task is gone before the task's end.
-    pub(super) fn interrupted(&self, node: Node, slot: &Slot) {
+    pub(super) fn interrupted(&self, mut node: Node, slot: &Slot) {
         let started = slot.with(|_| ()).is_some();
+        // By itself: what the attempt holds and what the closure holds may both panic in their drop, and
+        // the second panic of one unwinding ends the process.
+        observe::panic_in_drop(attempt::end(&mut node));
         if slot.end() {
             observe::panic_in_drop(node.drop_quietly());
             return;

@@ -15,6 +15,9 @@ use crate::retry::{RetryBudget, TokenBucket};
 use crate::sync::{Arc, Mutex};
 use crate::task::{Fifo, Node};
 
+/// So many entries of tasks that have left are not worth a clean-up.
+const SPARE: usize = 64;
+
 #[derive(Debug)]
 pub(crate) struct Waiting {
     state: Mutex<State>,
@@ -164,6 +167,12 @@ impl Waiting {
         if state.throttled.is_empty() {
             state.give_ups.clear();
             due.next = None;
+        } else if state.give_ups.len() / 2 > state.throttled.len().max(SPARE) {
+            // Most have left by a token. Where tasks never give up, nothing else would end these.
+            let throttled = &state.throttled;
+            state
+                .give_ups
+                .retain(|Reverse((_, key))| throttled.contains_key(key));
         }
         if let Some(entry) = state.heap.peek() {
             due.look_at(entry.due);
@@ -297,5 +306,36 @@ impl Drop for RunningTimer {
             self.shared.waiting.state.lock().timer_runs = false;
             self.shared.tell_if_stranded();
         }
+    }
+}
+
+#[cfg(all(test, not(defer_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::task::Task;
+
+    #[test]
+    fn who_left_by_a_token_is_not_remembered_for_ever() {
+        let waiting = Waiting::new(RetryBudget::new(1000, 1));
+        let mut now = Tick::ZERO.saturating_add(Duration::from_secs(1));
+        for _ in 0..10 {
+            let _ = waiting.add(Task::new(|| async {}).into_node(), now);
+        }
+        let never = Tick::ZERO.saturating_add(Duration::MAX);
+        let mut started = 0;
+        for _ in 0..2_000 {
+            now = now.saturating_add(Duration::from_millis(1));
+            let mut due = waiting.due(now, |_| never);
+            assert!(due.too_late.is_empty());
+            while let Some(node) = due.may_start.pop() {
+                started += 1;
+                let _ = waiting.add(node, now);
+            }
+        }
+        assert!(started > 1_000, "{started}");
+        let kept = waiting.state.lock().give_ups.len();
+        assert!(kept <= 2 * SPARE + 10, "{kept} entries for 10 tasks");
     }
 }

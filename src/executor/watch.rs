@@ -5,14 +5,12 @@
 //! reports must be a thread of its own. It looks twice a second while something runs, measures real
 //! time by itself, and so costs an attempt nothing but one relaxed load.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::clock;
 use crate::observe;
 use crate::sync::{Arc, AtomicBool, Ordering, Weak};
-use crate::task::TaskId;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -61,15 +59,13 @@ impl Watch {
 }
 
 fn watch(watched: &Weak<Shared>) {
-    let mut seen: HashMap<(TaskId, u32), Instant> = HashMap::new();
     let mut looks_at_nothing = 0;
     loop {
         std::thread::park_timeout(INTERVAL);
         let Some(shared) = watched.upgrade() else {
             return;
         };
-        look(&shared, &mut seen, clock::real_now());
-        if !seen.is_empty() {
+        if look(&shared, clock::real_now()) {
             looks_at_nothing = 0;
             continue;
         }
@@ -86,32 +82,30 @@ fn watch(watched: &Weak<Shared>) {
     }
 }
 
-/// One look: what has been seen running for longer than its limit is stuck.
-fn look(shared: &Shared, seen: &mut HashMap<(TaskId, u32), Instant>, now: Instant) {
-    let mut running = HashMap::new();
+/// One look: what has been seen running for longer than its limit is stuck. Returns whether anything runs.
+fn look(shared: &Shared, now: Instant) -> bool {
+    let mut runs = false;
     for slot in shared.slots.all() {
-        let stuck = slot.with(|attempt| {
-            let key = (attempt.id, attempt.attempt);
-            let since = seen.get(&key).copied().unwrap_or(now);
-            running.insert(key, since);
-            let ran = now.duration_since(since);
+        let late = slot.with(|attempt| {
+            runs = true;
+            let ran = now.duration_since(*attempt.first_seen.get_or_insert(now));
             if ran <= attempt.limit {
                 return None;
             }
             let first = attempt.stuck.replace(ran).is_none();
-            Some((attempt.clone(), ran, first && !attempt.abandoned))
+            first.then(|| (attempt.clone(), ran))
         });
-        // Not under the slot's lock: cancelling wakes whoever waits for the token.
-        let Some((attempt, ran, is_new)) = stuck.flatten() else {
-            continue;
-        };
-        if let Some(token) = &attempt.token {
-            token.cancel();
-        }
-        if is_new {
-            shared.counters.stuck.add(1);
-            observe::stuck(shared, &attempt, ran);
+        // Not under the slot's lock: a subscriber that takes a snapshot would wait for itself, and the
+        // worker for both.
+        if let Some((attempt, ran)) = late.flatten() {
+            if let Some(token) = &attempt.token {
+                token.cancel();
+            }
+            if !attempt.abandoned {
+                shared.counters.stuck.add(1);
+                observe::stuck(shared, &attempt, ran);
+            }
         }
     }
-    *seen = running;
+    runs
 }
