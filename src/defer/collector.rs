@@ -31,6 +31,8 @@ pub(crate) struct Collector {
     joined: AtomicBool,
     /// The handler has answered, and the response counts as open.
     answered: AtomicBool,
+    /// The request is over.
+    closed: AtomicBool,
     progress: Progress,
     /// How many tasks the request may register, where that is not the scope's.
     #[cfg(feature = "test-util")]
@@ -55,6 +57,7 @@ impl Collector {
             response: OnceLock::new(),
             joined: AtomicBool::new(false),
             answered: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             progress: Progress::new(),
             #[cfg(feature = "test-util")]
             limit: OnceLock::new(),
@@ -95,8 +98,14 @@ impl Collector {
         if Arc::ptr_eq(executor.shared(), self.scope.executor.shared()) {
             return;
         }
-        self.joined.store(true, Ordering::Relaxed);
-        self.gate.with(|_, beside| beside.elsewhere.join(executor));
+        // Both ways sequentially consistent: who closes sees that somebody joins, or who joins sees that
+        // it is closed.
+        self.joined.store(true, Ordering::SeqCst);
+        self.gate.with(|_, beside| {
+            if !self.closed.load(Ordering::SeqCst) {
+                beside.elsewhere.join(executor);
+            }
+        });
     }
 
     /// Takes a task in, or submits it at once if the response is out already.
@@ -210,7 +219,8 @@ impl Collector {
 
     /// The request is over: it registers nothing any more but through clones.
     pub(crate) fn close(&self) {
-        if self.joined.load(Ordering::Relaxed) {
+        self.closed.store(true, Ordering::SeqCst);
+        if self.joined.load(Ordering::SeqCst) {
             self.gate.with(|_, beside| beside.elsewhere.move_to(None));
         }
         let shared = self.scope.executor.shared();
@@ -226,24 +236,22 @@ impl Collector {
         self.release(true, Shared::enqueue)
     }
 
-    /// Gives up what a handler has registered that is still pending at a drain's deadline. It is not
-    /// released: another executor, whose deadline comes a moment later, would start it meanwhile.
-    pub(crate) fn abandon(self: &Arc<Self>) {
-        self.release(true, |shared, tasks, _, _| {
-            shared.cancel_all(tasks, UnfinishedState::NeverStarted);
-        });
-    }
-
     /// Whether this is the executor of the request's outermost layer.
     pub(super) fn is_of(&self, executor: &Shared) -> bool {
         std::ptr::eq(&**self.scope.executor.shared(), executor)
     }
 
-    /// Gives up what is registered for another executor, whose drain has come to its deadline.
-    pub(super) fn abandon_elsewhere(&self, executor: &Shared) {
-        let tasks = self
-            .gate
-            .with(|_, beside| beside.elsewhere.take_of(executor));
+    /// Gives up what is registered for an executor whose drain has come to its deadline, before the
+    /// response is out. The request goes on, and with it what it holds for others.
+    pub(super) fn give_up(&self, executor: &Shared) {
+        let is_ours = self.is_of(executor);
+        let tasks = self.gate.with(|tasks, beside| {
+            if is_ours {
+                std::mem::replace(tasks, Fifo::new())
+            } else {
+                beside.elsewhere.take_of(executor)
+            }
+        });
         executor.cancel_all(tasks, UnfinishedState::NeverStarted);
     }
 
@@ -305,7 +313,6 @@ impl Collector {
         if count == 0 {
             return 0;
         }
-        observe::released(self.scope.executor.shared(), count, end);
         let origin: Arc<dyn Origin> = self.clone();
         let shared = self.scope.executor.shared();
         if !tasks.is_empty() {
@@ -318,6 +325,8 @@ impl Collector {
             let shared = executor.shared();
             hand_over(shared, tasks, &origin, shared.clock.now());
         }
+        // Last: a subscriber that panics takes nothing with it.
+        observe::released(self.scope.executor.shared(), count, end);
         count
     }
 }

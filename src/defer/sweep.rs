@@ -162,15 +162,10 @@ impl Sweep {
 impl Source for Sweep {
     fn release_now(&self, executor: &Shared, handlers: bool) {
         for collector in self.all() {
-            if !collector.is_of(executor) {
-                // Its own executor goes on, and so does the request.
-                if handlers {
-                    collector.abandon_elsewhere(executor);
-                }
-            } else if collector.progress().has_begun() {
+            if collector.is_of(executor) && collector.progress().has_begun() {
                 collector.force();
             } else if handlers {
-                collector.abandon();
+                collector.give_up(executor);
             }
         }
     }

@@ -28,6 +28,8 @@ pub(super) enum Outcome {
     Panicked(String),
     /// The condition did not hold: there was no attempt.
     Skipped,
+    /// A drain came to its deadline while the condition was asked, and has counted the task.
+    Abandoned,
 }
 
 impl Outcome {
@@ -39,6 +41,7 @@ impl Outcome {
             Outcome::TimedOut(_) => "timed_out",
             Outcome::Panicked(_) => "panicked",
             Outcome::Skipped => "skipped",
+            Outcome::Abandoned => "abandoned",
         }
     }
 }
@@ -52,9 +55,16 @@ pub(super) struct Begun {
     pub(super) span: AttemptSpan,
 }
 
+impl Begun {
+    /// How long it may take, once it has waited.
+    pub(super) fn limit(&self) -> Duration {
+        self.deadline.map_or(Duration::ZERO, |(_, limit)| limit)
+    }
+}
+
 /// Asks the condition, once in the life of a task.
 #[inline(always)]
-pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
+pub(super) fn admit(shared: &Arc<Shared>, node: &mut Node, slot: &Slot) -> Option<Outcome> {
     let response = node
         .header()
         .origin
@@ -65,7 +75,16 @@ pub(super) fn admit(node: &mut Node) -> Option<Outcome> {
         Some(settings) if settings.admitted => return None,
         Some(settings) => {
             let when = settings.when.clone().unwrap_or_default();
-            catch_unwind(AssertUnwindSafe(|| when.holds(response)))
+            if when.is_custom() {
+                // It may block: it is to be seen meanwhile, by the watch and by a drain.
+                slot.begin(running(shared, node, node.name(), None));
+                shared.watch.wake(shared);
+            }
+            let held = catch_unwind(AssertUnwindSafe(|| when.holds(response)));
+            if when.is_custom() && slot.end() {
+                return Some(Outcome::Abandoned);
+            }
+            held
         }
     };
     match held {
@@ -91,25 +110,31 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     let name = node.name();
     let context = (kind != Kind::Async).then(|| describe(node, number, name.clone()));
     let span = observe::started(shared, node, &name, number);
-    slot.begin(Running {
-        id: node.id(),
-        name,
-        location: node.header().location,
-        attempt: number,
-        limit: timeout(shared, node),
-        blocking: kind == Kind::Blocking,
-        token: context.as_ref().map(TaskContext::cancellation),
-        since: (kind == Kind::Blocking).then(|| shared.clock.now()),
-        first_seen: None,
-        stuck: None,
-        abandoned: false,
-    });
+    slot.begin(running(shared, node, name, context.as_ref()));
     observe::changed(shared);
     shared.watch.wake(shared);
     Begun {
         context,
         deadline: None,
         span,
+    }
+}
+
+#[inline(always)]
+fn running(shared: &Shared, node: &Node, name: Name, context: Option<&TaskContext>) -> Running {
+    let blocking = node.body().kind() == Kind::Blocking;
+    Running {
+        id: node.id(),
+        name,
+        location: node.header().location,
+        attempt: node.attempts() + 1,
+        limit: timeout(shared, node),
+        blocking,
+        token: context.map(TaskContext::cancellation),
+        since: blocking.then(|| shared.clock.now()),
+        first_seen: None,
+        stuck: None,
+        abandoned: false,
     }
 }
 
@@ -183,7 +208,7 @@ pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>
 }
 
 pub(super) fn time_out(node: &mut Node, begun: &Begun) -> Outcome {
-    let limit = begun.deadline.map_or(Duration::ZERO, |(_, limit)| limit);
+    let limit = begun.limit();
     if let Some(context) = &begun.context {
         context.cancellation().cancel();
     }

@@ -182,7 +182,7 @@ impl BlockingThread {
                 self.shared.give_up(node);
                 continue;
             }
-            if let Some(outcome) = attempt::admit(&mut node) {
+            if let Some(outcome) = attempt::admit(&self.shared, &mut node, &self.slot) {
                 self.shared.settle(node, outcome, None, &self.slot);
                 continue;
             }

@@ -1,5 +1,6 @@
 //! Tasks that failed for good, kept for people: to look at, to replay when the bug is fixed.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Deref;
@@ -164,6 +165,7 @@ impl Shared {
             replayable,
         });
         if let Some(hook) = &self.config.on_dead_letter {
+            let _within = WithinHook::enter();
             let called = catch_unwind(AssertUnwindSafe(|| hook(&letter)));
             if let Err(payload) = called {
                 observe::panic_in_hook(&panic_text(payload));
@@ -181,6 +183,31 @@ impl Shared {
             drop_kept(lost);
         }
     }
+}
+
+thread_local! {
+    /// What the hook submits must not discard another task: that would call the hook, and so on through
+    /// the whole queue, a frame of the stack deeper each time.
+    static WITHIN_HOOK: Cell<bool> = const { Cell::new(false) };
+}
+
+struct WithinHook(bool);
+
+impl WithinHook {
+    fn enter() -> Self {
+        Self(WITHIN_HOOK.replace(true))
+    }
+}
+
+impl Drop for WithinHook {
+    fn drop(&mut self) {
+        WITHIN_HOOK.set(self.0);
+    }
+}
+
+/// Whether this is the dead-letter hook's code.
+pub(super) fn is_within_hook() -> bool {
+    WITHIN_HOOK.get()
 }
 
 fn drop_kept(kept: Kept) {

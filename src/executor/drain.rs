@@ -276,6 +276,7 @@ impl Shared {
             skipped: now.skipped - then.skipped,
             cancelled: now.cancelled - then.cancelled,
             kept: 0,
+            dead_letters: self.letters.len() as u64,
             unfinished: log.unfinished.clone(),
             unnamed: log.unnamed,
             timed_out,

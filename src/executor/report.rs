@@ -21,6 +21,9 @@ pub struct DrainReport {
     pub skipped: u64,
     /// Tasks that were abandoned at the deadline, or taken back by their handle.
     pub cancelled: u64,
+    /// Dead letters that are kept, in memory, when the report is made: from before the drain, too. They
+    /// go with the process.
+    pub dead_letters: u64,
     /// Deliveries that stay in a store, their attempts not consumed.
     pub kept: u64,
     /// Each task that did not complete, and why; at most 10,000 of them.
@@ -110,6 +113,7 @@ impl DrainReport {
         self.skipped += other.skipped;
         self.cancelled += other.cancelled;
         self.kept += other.kept;
+        self.dead_letters += other.dead_letters;
         self.unfinished.extend(other.unfinished);
         self.unnamed += other.unnamed;
         self.timed_out |= other.timed_out;
@@ -122,7 +126,7 @@ impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "drained in {:?}{}: {} completed, {} skipped, {} discarded, {} cancelled, {} kept",
+            "drained in {:?}{}: {} completed, {} skipped, {} discarded, {} cancelled",
             self.took,
             if self.timed_out {
                 " (the deadline came first)"
@@ -133,8 +137,17 @@ impl fmt::Display for DrainReport {
             self.skipped,
             self.discarded,
             self.cancelled,
-            self.kept
         )?;
+        if self.kept > 0 {
+            write!(f, ", {} kept", self.kept)?;
+        }
+        if self.dead_letters > 0 {
+            write!(
+                f,
+                "; dead letters, lost with this process: {}",
+                self.dead_letters
+            )?;
+        }
         for task in &self.unfinished {
             write!(
                 f,

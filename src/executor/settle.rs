@@ -27,7 +27,7 @@ impl Shared {
         begun: Option<&mut Begun>,
         slot: &Slot,
     ) {
-        if slot.end() {
+        if slot.end() || matches!(outcome, Outcome::Abandoned) {
             observe::abandoned_ended(&node);
             observe::panic_in_drop(node.drop_quietly());
             let dropped = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
@@ -48,7 +48,8 @@ impl Shared {
     fn conclude(self: &Arc<Self>, node: Node, outcome: Outcome) {
         match outcome {
             Outcome::Completed => self.completed(node),
-            Outcome::Skipped => self.skipped(node),
+            // The same to the task: `settle` tells them apart.
+            Outcome::Skipped | Outcome::Abandoned => self.skipped(node),
             Outcome::Failed(error) => {
                 let (class, text) = self.judge(&node, error);
                 self.failed(node, class, text);

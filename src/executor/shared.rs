@@ -9,7 +9,7 @@ use super::admission::{Admission, NoPlace};
 use super::blocking::BlockingLane;
 use super::builder::{Config, Overflow};
 use super::counters::Counters;
-use super::dead_letters::Letters;
+use super::dead_letters::{self, Letters};
 use super::dedicated::OwnRuntime;
 use super::drain::Drain;
 use super::place::Place;
@@ -101,6 +101,9 @@ impl Shared {
 
     #[cold]
     fn admit_instead(&self) -> Result<Place<&Self>, RejectReason> {
+        if dead_letters::is_within_hook() {
+            return Err(RejectReason::Full);
+        }
         let oldest = self.pop_oldest().ok_or(RejectReason::Full)?;
         // Its place goes to the new task directly: given back, another could take it.
         self.discard(

@@ -23,6 +23,10 @@ use crate::task::Node;
 /// How long an idle worker stays parked. It costs a few hundred bytes; starting one costs a spawn.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// A timer left over from an attempt with a longer limit than this is not waited for: an idle worker
+/// holds the executor, which may have been dropped.
+const FAR: Duration = Duration::from_secs(60);
+
 struct Worker {
     shared: Arc<Shared>,
     me: queue::Worker,
@@ -112,7 +116,7 @@ impl Worker {
             self.shared.give_up(node);
             return Poll::Ready(());
         }
-        if let Some(outcome) = attempt::admit(&mut node) {
+        if let Some(outcome) = attempt::admit(&self.shared, &mut node, &self.slot) {
             self.shared.settle(node, outcome, None, &self.slot);
             return Poll::Ready(());
         }
@@ -143,6 +147,7 @@ impl Worker {
 
     fn wait(&mut self, mut node: Node, mut begun: Begun, cx: &mut Context<'_>) -> Poll<()> {
         let deadline = attempt::deadline(&self.shared, &node, &mut begun, &self.slot);
+        self.alarm.is_far |= begun.limit() > FAR;
         if self
             .alarm
             .poll_until(&self.shared.clock, deadline, cx)
@@ -183,10 +188,11 @@ impl Drop for Worker {
     /// The end of a worker's own time, or of its runtime. In the latter case what it ran is lost with
     /// the runtime: it is counted, and its place is free.
     fn drop(&mut self) {
-        self.shared.slots.remove(&self.slot);
         if let Some((node, _)) = self.current.take() {
             self.shared.interrupted(node, &self.slot);
         }
+        // Not before: a drain at its deadline finds what is being interrupted in its slot.
+        self.shared.slots.remove(&self.slot);
         if self.ended {
             return;
         }
@@ -213,6 +219,8 @@ pub(super) struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,
     /// When the timer goes off, if it is armed.
     at: Option<Tick>,
+    /// It may be armed for an attempt with a long limit.
+    is_far: bool,
     idle_until: Option<Tick>,
 }
 
@@ -242,9 +250,15 @@ impl Alarm {
         }
     }
 
-    /// Ready when the worker has been idle for a while: between once and twice [`IDLE`], because a
-    /// timer left over from an attempt is waited for first.
+    /// Ready when the worker has been idle for a while: for [`IDLE`], and before that for a timer left
+    /// over from an attempt, of at most [`FAR`].
     fn poll_idle(&mut self, clock: &Clock, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_far && self.idle_until.is_none() {
+            self.is_far = false;
+            let until = clock.now().saturating_add(IDLE);
+            self.idle_until = Some(until);
+            self.set(clock, until);
+        }
         loop {
             match (self.at, self.idle_until) {
                 (Some(at), _) => {

@@ -38,13 +38,14 @@ pub struct DeferBody<B> {
 /// What is seen of a body. Its drop says how it ended.
 #[derive(Debug)]
 pub(super) struct Watch {
+    /// What the server has not asked for yet of a chunk that was too large for one piece. Before `hold`:
+    /// the tasks are released when all of it is gone.
+    rest: Bytes,
     hold: Hold,
     seen: BodySeen,
     error: Option<Arc<str>>,
     /// We are within the inner body: dropped now, it has panicked.
     entered: bool,
-    /// What the server has not asked for yet of a chunk that was too large for one piece.
-    rest: Bytes,
 }
 
 /// The largest piece that is guarded as one. A server lets go of a piece when all of it is written, and
@@ -87,6 +88,7 @@ where
         }
         watch.entered = true;
         let polled = this.inner.as_mut().poll_frame(cx);
+        let is_last = matches!(polled, Poll::Ready(Some(Ok(_)))) && this.inner.is_end_stream();
         watch.entered = false;
         // Also before the first registration: it may come while the body waits for its next frame.
         watch.hold.asked(polled.is_pending());
@@ -102,7 +104,7 @@ where
             }
             Poll::Ready(Some(Ok(frame))) => {
                 let frame = watch.frame(frame);
-                watch.seen.ended |= watch.rest.is_empty() && this.inner.is_end_stream();
+                watch.seen.ended |= watch.rest.is_empty() && is_last;
                 Poll::Ready(Some(Ok(frame)))
             }
         }

@@ -157,10 +157,6 @@ impl Unanswered {
             hold.collector().close();
             return None;
         }
-        hold.collector().head(|| Head {
-            status: response.status(),
-            grpc_status: grpc_status(response.headers()),
-        });
         let hint = response.body().size_hint();
         let status = response.status();
         let seen = BodySeen {
@@ -174,6 +170,11 @@ impl Unanswered {
             http1: self.asked.http1,
             ..BodySeen::default()
         };
+        // After all that the body was asked: its answers are the user's code.
+        hold.collector().head(|| Head {
+            status: response.status(),
+            grpc_status: grpc_status(response.headers()),
+        });
         Some(Watch::new(hold, seen))
     }
 

@@ -104,6 +104,11 @@ impl When {
         }
     }
 
+    /// Whether asking it runs the user's code.
+    pub(crate) fn is_custom(&self) -> bool {
+        matches!(self.0, Kind::Custom(_))
+    }
+
     pub(crate) fn as_str(&self) -> &'static str {
         match &self.0 {
             Kind::UnlessFailed => "unless_failed",
