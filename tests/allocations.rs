@@ -235,7 +235,9 @@ fn a_guarded_chunk_costs_one_allocation() {
     assert_eq!(task, unguarded + 1);
     // `Bytes::from_owner` boxes the guard with the chunk; nothing else.
     assert_eq!(allocations(&[1], false, true), task + 1);
-    assert_eq!(allocations(&[10, 20, 1 << 20], false, true), task + 3);
+    assert_eq!(allocations(&[10, 20, 256 << 10], false, true), task + 3);
+    // One for each of its four pieces, and one by which they share it.
+    assert_eq!(allocations(&[1 << 20], false, true), task + 5);
     // Nothing to wait for in these.
     assert_eq!(allocations(&[0], true, true), task);
     drop(held);
