@@ -55,7 +55,9 @@
 //! | on a crash | lost |
 //!
 //! Nothing that was accepted ends in silence: a task is completed, skipped, discarded or cancelled, once,
-//! and each of these is counted ([`Snapshot`]) and logged (`tracing`, target `tower_defer`).
+//! and each of these is counted ([`Snapshot`]) and logged (`tracing`, target `tower_defer`: a retry at
+//! level `info`, a dead letter at `warn`, a completed or skipped task at `debug`; without a subscriber
+//! nothing is seen).
 //!
 //! # The words
 //!
@@ -68,6 +70,10 @@
 //!   **discarded**, which makes it a **dead letter**. It is **skipped** where its condition does not
 //!   hold, **rejected** where there is no room, **cancelled** where its handle takes it back or a drain
 //!   gives it up.
+//! - A response is **stalled** when its client takes nothing for [`max_hold`](DeferLayer::max_hold).
+//!
+//! Import names, not `*`: the modules `axum`, `tonic` and `hyper` of this crate would make
+//! `use axum::…` ambiguous.
 //!
 //! # From the handle to the report
 //!
@@ -106,6 +112,12 @@
 //!   [`Task::blocking`] and [`ExecutorBuilder::dedicated`] give it another.
 //! - Timeouts and drains act at await points; what never reaches one is reported as stuck.
 //! - The tokio runtime needs its timer enabled.
+//! - With `panic = "abort"` a task that panics ends the process.
+//! - Tasks and dead letters are in memory: [`ExecutorBuilder::on_dead_letter`] is the hook to keep the
+//!   latter elsewhere.
+//! - Another executor than the layer's ([`Defer::on`], an inner layer) is drained at shutdown only if
+//!   [`Shutdown::and`] names it.
+//! - A drain's report names at most 10,000 tasks and counts the rest.
 //!
 //! # Features
 //!
@@ -116,10 +128,16 @@
 //!   `Status`.
 //! - `hyper`: `hyper::serve`, an accept loop that can stop, for a service without a framework.
 //! - `signal`: `signal()`, SIGTERM and ctrl-c as a future.
+//! - `metrics`: counters, gauges and histograms through the `metrics` facade, listed in
+//!   `docs/observability.md`.
+//! - `opentelemetry`: attempts link to the request's trace, also when its span is closed
+//!   (`tracing-opentelemetry` 0.34).
 //! - `events`: `event::store`, the contract of a store for events, and its in-memory reference. Nothing
 //!   emits events yet; until something does, the module may change in any release.
 //! - `sqlite`: the same on SQLite, which is compiled in and needs a C compiler.
-//! - `test-util`: the conformance suite for those who write a store.
+//! - `test-util`: `test_util`, the kit for the tests of an application: capture, inline,
+//!   `send_and_drain`, injected ends; with `events` also the conformance suite for those who write a
+//!   store.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 

@@ -19,6 +19,8 @@ use crate::middleware::DeferLayer;
 /// 2. at half the deadline, what streaming and stalled responses still hold is released;
 /// 3. the executor drains until the deadline; what is left is named in the report.
 ///
+/// It drains the layer's executor, and those that are named with [`and`](Shutdown::and); no other.
+///
 /// When it returns, open connections are left to the end of the runtime: return from `main`.
 ///
 /// # Examples
@@ -53,7 +55,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// For the executor of this layer. The deadline is 30 s by default: what Kubernetes gives a pod
+    /// For the executor of this layer; [`and`](Self::and) adds others. The deadline is 30 s by default: what Kubernetes gives a pod
     /// before it kills it.
     pub fn new(layer: &DeferLayer) -> Self {
         Self {
@@ -62,7 +64,8 @@ impl Shutdown {
         }
     }
 
-    /// Drains this executor, too: an inner layer's, or one that handlers name.
+    /// Drains this executor, too: an inner layer's, or one that handlers name
+    /// ([`Defer::on`](crate::Defer::on)). One that is not named here is not drained.
     pub fn and(mut self, executor: &Executor) -> Self {
         self.executors.push(executor.clone());
         self
@@ -77,7 +80,10 @@ impl Shutdown {
     }
 
     /// Serves until `signal`, then shuts down. `server` makes the server's future from the future that
-    /// tells it to stop. The reports of several executors are added up; they count from the signal.
+    /// tells it to stop. The reports of several executors are added up; they count what ends after the
+    /// signal.
+    ///
+    /// The signal yields `()`: `async { let _ = tokio::signal::ctrl_c().await; }` is one.
     ///
     /// # Errors
     ///

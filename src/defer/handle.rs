@@ -118,7 +118,7 @@ impl Defer {
     ///
     /// # Examples
     ///
-    /// With the feature `axum` a [`Rejected`] is such an answer, and `?` is enough:
+    /// With the feature `axum` a [`Rejected`] is such an answer (with an empty body), and `?` is enough:
     ///
     /// ```
     /// # use tower_defer::{Defer, Rejected};
@@ -178,6 +178,9 @@ impl Defer {
 
     /// The same handle, for tasks that run on another executor: one per resource keeps a slow peer
     /// from holding up the rest.
+    ///
+    /// At shutdown it is drained only if it is named:
+    /// [`Shutdown::new(&layer).and(&mailer)`](crate::Shutdown::and).
     ///
     /// # Examples
     ///

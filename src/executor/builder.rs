@@ -160,9 +160,10 @@ impl ExecutorBuilder {
         self
     }
 
-    /// Called with each task that is discarded, where it is discarded: on a worker, on a blocking thread,
-    /// or, for one that [`Overflow::DropOldest`] pushes out, in the call that registers the new one. It must
-    /// not block; a panic in it is caught and logged.
+    /// Called with each task that is discarded. Dead letters are in memory and end with the process, at
+    /// every deploy: this is the way to keep them elsewhere. It is called where the task is
+    /// discarded: on a worker, on a blocking thread, or, for one that [`Overflow::DropOldest`] pushes out,
+    /// in the call that registers the new one. It must not block; a panic in it is caught and logged.
     ///
     /// # Examples
     ///

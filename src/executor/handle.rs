@@ -34,8 +34,11 @@ use crate::task::{IntoTask, Node, Task};
 /// let executor = Executor::builder().concurrency(4).build();
 /// executor.submit(|| async { println!("hello") });
 ///
+/// executor.idle().await; // no task is left
+/// assert_eq!(executor.snapshot().completed, 1);
+///
 /// let report = executor.drain(Duration::from_secs(10)).await;
-/// assert_eq!(report.completed, 1);
+/// assert!(!report.timed_out);
 /// # });
 /// ```
 #[derive(Clone)]
@@ -127,6 +130,10 @@ impl Executor {
     /// attempt at once, as its last. When `within` has passed, the rest is cancelled and named in the
     /// report.
     ///
+    /// The report counts what ends after the drain began; what ended before is in the
+    /// [`snapshot`](Self::snapshot) only. A test that wants to know whether a task completed waits with
+    /// [`idle`](Self::idle) and asks that.
+    ///
     /// Several may drain at once; the earliest deadline holds, and each gets a report of all that
     /// happened since the first began. After the deadline it waits for at most another 100 ms, for the
     /// runtime to drop what was cancelled; an attempt that has not yielded by then is reported as
@@ -150,7 +157,9 @@ impl Executor {
         self.shared.drain(deadline, true).await
     }
 
-    /// Waits until no task is outstanding: for tests and batch programs. Nothing is closed.
+    /// Waits until no task is outstanding: for tests and batch programs. Nothing is closed, and retries
+    /// keep their delays. A task whose response is still held is outstanding: read the response to its
+    /// end, or drop it, before.
     ///
     /// # Cancel safety
     ///

@@ -10,6 +10,8 @@ use crate::task::{Node, TaskId};
 
 /// What a drain found: how many tasks came to which end while it lasted, and the name of each that
 /// did not complete.
+///
+/// What ended before the drain began is not in it: that is in the [`Snapshot`](crate::Snapshot).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -97,7 +99,7 @@ impl UnfinishedState {
 
 impl DrainReport {
     /// Whether everything completed, was skipped by its own condition, or was taken back by its own
-    /// handle.
+    /// handle. It says nothing of tasks that failed before the drain began.
     pub fn is_clean(&self) -> bool {
         self.unnamed == 0
             && self

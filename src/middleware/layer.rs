@@ -129,7 +129,7 @@ impl DeferLayer {
         &self.scope.executor
     }
 
-    /// Shorthand for [`Executor::drain`].
+    /// Shorthand for [`Executor::drain`], of this layer's executor and no other.
     ///
     /// # Cancel safety
     ///
