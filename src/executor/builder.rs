@@ -175,6 +175,9 @@ impl ExecutorBuilder {
     ///     .build();
     /// # let _ = executor;
     /// ```
+    ///
+    /// It is called before the dead letter is kept, so it cannot be replayed from within. What the hook
+    /// submits to a full executor is rejected, also with [`Overflow::DropOldest`].
     pub fn on_dead_letter(mut self, hook: impl Fn(&DeadLetter) + Send + Sync + 'static) -> Self {
         self.config.on_dead_letter = Some(Box::new(hook));
         self
@@ -192,8 +195,8 @@ impl ExecutorBuilder {
     /// but never for the server's threads, and responses wait for none of it. Fewer threads than cores
     /// leave the server the rest.
     ///
-    /// The runtime is made when the first task needs it. Executor dropped, it ends without waiting for
-    /// what still runs: drain first.
+    /// The runtime is made when the first task needs it, and ends when the executor has been dropped and
+    /// its workers have ended (an idle one within about a minute). Nothing waits for it: drain first.
     pub fn dedicated(mut self, threads: usize) -> Self {
         self.config.threads = Some(threads.max(1));
         self

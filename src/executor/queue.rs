@@ -12,7 +12,7 @@
 //! 3. A worker in `idle` is parked and has not been told. It can be polled all the same, by a waker
 //!    that an old task left somewhere, and then stays parked.
 //! 4. A retry whose time has come goes before new work.
-//! 5. No task starts before its worker has yielded once since the task was pushed (see
+//! 5. No task starts before its worker has let others go first since the task was pushed (see
 //!    [`Worker::seen`]): on HTTP/2 the response's last bytes are written by another task of the same
 //!    runtime, and a worker that was faster would delay them by its task.
 
