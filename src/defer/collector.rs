@@ -168,7 +168,11 @@ impl Collector {
     }
 
     /// Whether the sweep has to be started.
-    pub(super) fn first_registration(self: &Arc<Self>, beside: &mut Beside, follows: Option<Follows>) -> bool {
+    pub(super) fn first_registration(
+        self: &Arc<Self>,
+        beside: &mut Beside,
+        follows: Option<Follows>,
+    ) -> bool {
         let shared = self.scope.executor.shared();
         shared.remember_runtime();
         beside.known.first_at = shared.clock.now();

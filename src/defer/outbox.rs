@@ -35,17 +35,18 @@ pub(super) struct Waiting {
 }
 
 impl Outbox {
-    fn push(&mut self, outgoing: Outgoing) -> Result<u64, Outgoing> {
+    /// Takes it, unless it is closed, and says its number.
+    fn push(&mut self, outgoing: &mut Option<Outgoing>) -> Option<u64> {
         if matches!(self, Outbox::Empty) {
             *self = Outbox::Open(Box::default());
         }
         let Outbox::Open(waiting) = self else {
-            return Err(outgoing);
+            return None;
         };
         let number = waiting.next;
         waiting.next += 1;
-        waiting.events.push((number, outgoing));
-        Ok(number)
+        waiting.events.push((number, outgoing.take()?));
+        Some(number)
     }
 
     fn take(&mut self, number: u64) -> Option<Outgoing> {
@@ -94,18 +95,20 @@ impl Defer {
         let location = Location::caller();
         let emitted = match self.events() {
             None => Err(EmitError::no_events()),
-            Some(hub) => hub.prepare(event, location).and_then(|prepared| {
-                match prepared {
+            Some(hub) => hub
+                .prepare(event, location)
+                .and_then(|prepared| match prepared {
                     Prepared::Tasks(tasks) => self.emit_tasks(hub, tasks),
                     Prepared::Outgoing(outgoing, recorded) => {
                         let holder: Arc<dyn Holder> = self.collector().clone();
-                        Ok(Emitted::outgoing(match self.collector().emit(outgoing)? {
-                            Some(number) => recorded.waiting(holder, number),
-                            None => recorded,
-                        }))
+                        Ok(Emitted::outgoing(
+                            match self.collector().emit(*outgoing)? {
+                                Some(number) => recorded.waiting(holder, number),
+                                None => recorded,
+                            },
+                        ))
                     }
-                }
-            }),
+                }),
         };
         emitted.unwrap_or_else(|error| {
             observe::not_emitted(&error, location);
@@ -159,11 +162,7 @@ impl Collector {
             if beside.known.is_answered() {
                 return false;
             }
-            match outgoing.take().map(|out| beside.outbox.push(out)) {
-                Some(Ok(given)) => number = Some(given),
-                Some(Err(back)) => outgoing = Some(back),
-                None => {}
-            }
+            number = beside.outbox.push(&mut outgoing);
             number.is_some()
         });
         let Some(outgoing) = outgoing else {
@@ -173,8 +172,9 @@ impl Collector {
             Some(info) => info.clone(),
             None => self.gate.with(|_, beside| beside.known.so_far()),
         };
-        self.start_recording(vec![outgoing], &info)
-            .map(Recording::go_on);
+        if let Some(recording) = self.start_recording(vec![outgoing], &info) {
+            recording.go_on();
+        }
         Ok(None)
     }
 

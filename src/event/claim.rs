@@ -6,7 +6,7 @@ use super::room::Room;
 use super::store::{AttemptToken, Settle};
 use crate::clock;
 use crate::sync::Arc;
-use crate::task::{Kept, Keeper};
+use crate::task::{Keeper, Kept};
 
 /// What is to be written down. Its room is free when that has been done.
 #[derive(Debug)]

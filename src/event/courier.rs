@@ -108,7 +108,9 @@ impl Core {
             return Ok(Next::Room);
         }
         let asked = rooms.len();
-        let claimed = store.claim(asked, clock::unix_ms(clock::wall_now())).await?;
+        let claimed = store
+            .claim(asked, clock::unix_ms(clock::wall_now()))
+            .await?;
         let found = claimed.len();
         if found > 0 {
             // Recordings that were under way have said by then whose deliveries these are.
@@ -128,7 +130,11 @@ impl Core {
             None => LOOK,
             Some(due) => Duration::from_millis(u64::try_from(due - now).unwrap_or(0)),
         };
-        let least = if found > 0 { Duration::from_millis(1) } else { BREATH };
+        let least = if found > 0 {
+            Duration::from_millis(1)
+        } else {
+            BREATH
+        };
         Ok(Next::Wait(wait.clamp(least, LOOK)))
     }
 

@@ -174,7 +174,7 @@ impl<S> Events<S> {
                 Emitted::tasks(handles)
             }
             Ok(Prepared::Outgoing(outgoing, recorded)) => {
-                Recording::new(vec![outgoing], None).go_on();
+                Recording::new(vec![*outgoing], None).go_on();
                 Emitted::outgoing(recorded)
             }
             Err(error) => {
@@ -217,7 +217,9 @@ impl<S> Events<S> {
                     after,
                     limit: 1_000,
                 };
-                let walked = store.add_past(past, clock::unix_ms(clock::wall_now())).await?;
+                let walked = store
+                    .add_past(past, clock::unix_ms(clock::wall_now()))
+                    .await?;
                 added += walked.added;
                 match walked.next {
                     Some(next) => after = Some(next),

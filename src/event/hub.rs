@@ -71,7 +71,7 @@ pub(super) struct Troubles {
 pub(crate) enum Prepared {
     /// Without a store: one task for each subscriber.
     Tasks(Vec<Task>),
-    Outgoing(Outgoing, Recorded),
+    Outgoing(Box<Outgoing>, Recorded),
 }
 
 impl Hub {
@@ -124,7 +124,7 @@ impl Hub {
         let when = emit.when.clone();
         let event = self.write(emit)?;
         let (outgoing, recorded) = Outgoing::new(self.clone(), event, listeners.to_vec(), when);
-        Ok(Prepared::Outgoing(outgoing, recorded))
+        Ok(Prepared::Outgoing(Box::new(outgoing), recorded))
     }
 
     /// The record of an emission, with its deliveries due at once.

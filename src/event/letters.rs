@@ -86,7 +86,6 @@ impl DeliveryLetters {
     /// println!("{replayed} deliveries start again");
     /// # Ok(()) }
     /// ```
-    #[must_use]
     pub fn replay(&self, name: &str, filter: Filter) -> ReplayLetters {
         ReplayLetters {
             hub: self.hub.clone(),

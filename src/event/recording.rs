@@ -43,8 +43,10 @@ pub(crate) fn choose(outbox: Vec<Outgoing>, info: &ResponseInfo) -> Vec<Outgoing
 /// A batch that is being recorded. Dropped before it is, it goes on by itself.
 pub(crate) struct Recording {
     hub: Option<Arc<Hub>>,
-    future: Option<Pin<Box<dyn Future<Output = Result<(), EmitError>> + Send>>>,
+    future: Option<InFlight>,
 }
+
+type InFlight = Pin<Box<dyn Future<Output = Result<(), EmitError>> + Send>>;
 
 impl Recording {
     /// `holder`: the request whose release its deliveries wait for.

@@ -41,7 +41,10 @@ impl Window {
     }
 
     /// Takes room for one. The place comes second, so that a full window costs the executor nothing.
-    pub(super) fn try_take(self: &Arc<Self>, place: impl FnOnce() -> Option<Place>) -> Option<Room> {
+    pub(super) fn try_take(
+        self: &Arc<Self>,
+        place: impl FnOnce() -> Option<Place>,
+    ) -> Option<Room> {
         self.lent
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |lent| {
                 (lent < self.limit).then_some(lent + 1)

@@ -47,7 +47,10 @@ impl Core {
                 .iter()
                 .map(|s| (s.token.clone(), s.settle.clone()))
                 .collect();
-            match store.settle(settles, clock::unix_ms(clock::wall_now())).await {
+            match store
+                .settle(settles, clock::unix_ms(clock::wall_now()))
+                .await
+            {
                 Ok(settled) => {
                     pause = PAUSE.0;
                     self.trouble.over("settle");

@@ -70,9 +70,7 @@ impl Table {
             stored: Box::new(move |event, context| {
                 match serde_json::from_str::<E>(&event.payload) {
                     Ok(event) => call_stored(state_stored.clone(), event, context),
-                    Err(error) => {
-                        Box::pin(std::future::ready(Err(TaskError::unreadable(error))))
-                    }
+                    Err(error) => Box::pin(std::future::ready(Err(TaskError::unreadable(error)))),
                 }
             }),
             in_memory: Box::new(move |event, context| match event.downcast_ref::<E>() {

@@ -119,7 +119,8 @@ impl Shared {
         let kept = c.kept.get();
         // Read last: each of its tasks may have ended since, and then the difference is not negative.
         let accepted = c.accepted.get();
-        let outstanding = accepted.saturating_sub(completed + discarded + skipped + cancelled + kept);
+        let outstanding =
+            accepted.saturating_sub(completed + discarded + skipped + cancelled + kept);
         Snapshot {
             accepted,
             completed,

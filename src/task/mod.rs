@@ -19,9 +19,9 @@ pub use condition::When;
 pub use context::TaskContext;
 pub(crate) use context::{Attempt, Follows, Origin};
 pub use id::TaskId;
-pub(crate) use keeper::{Kept, Lent};
 #[cfg(feature = "events")]
 pub(crate) use keeper::Keeper;
+pub(crate) use keeper::{Kept, Lent};
 pub(crate) use list::{Fifo, Link};
 pub(crate) use name::Name;
 pub(crate) use node::Node;
