@@ -193,7 +193,7 @@ impl Collector {
     }
 
     /// The handler has answered, and somebody has registered a task or may still do so.
-    pub(crate) fn head(&self, head: impl FnOnce() -> Head) {
+    pub(crate) fn head(self: &Arc<Self>, head: impl FnOnce() -> Head) {
         let used = self.is_used();
         let head = head();
         let now = if used {
@@ -201,7 +201,7 @@ impl Collector {
         } else {
             Tick::ZERO
         };
-        self.gate.with(|_, beside| {
+        self.learn(|beside| {
             beside.known.head = Some((head, now));
             beside.elsewhere.move_to(Some(Stage::Response));
         });
@@ -218,9 +218,19 @@ impl Collector {
     }
 
     /// The response is over; it is released when the last chunk of it has left.
-    pub(crate) fn end(&self, ending: Ending) {
-        self.gate
-            .with(|_, beside| beside.known.ending = Some(ending));
+    pub(crate) fn end(self: &Arc<Self>, ending: Ending) {
+        self.learn(|beside| beside.known.ending = Some(ending));
+    }
+
+    /// How the request was answered.
+    fn learn(self: &Arc<Self>, learn: impl FnOnce(&mut Beside)) {
+        #[cfg(not(feature = "events"))]
+        self.gate.with(|_, beside| learn(beside));
+        #[cfg(feature = "events")]
+        self.record_at_once(self.gate.with(|_, beside| {
+            learn(beside);
+            beside.outbox.take_late()
+        }));
     }
 
     /// The request is over: it registers nothing any more but through clones.
