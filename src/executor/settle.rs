@@ -28,11 +28,7 @@ impl Shared {
         slot: &Slot,
     ) {
         if slot.end() || matches!(outcome, Outcome::Abandoned) {
-            observe::abandoned_ended(&node);
-            observe::panic_in_drop(node.drop_quietly());
-            let dropped = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
-            observe::panic_in_drop(dropped.err().map(panic_text));
-            return;
+            return self.ended_after_all(node, outcome);
         }
         match (begun, outcome) {
             (Some(begun), outcome) if begun.span.is_seen() => {
@@ -43,6 +39,15 @@ impl Shared {
             (_, Outcome::Completed) => self.completed(node),
             (_, outcome) => self.conclude(node, outcome),
         }
+    }
+
+    /// A drain has counted the task and given its place back.
+    #[cold]
+    pub(super) fn ended_after_all(&self, node: Node, outcome: Outcome) {
+        observe::abandoned_ended(&node);
+        observe::panic_in_drop(node.drop_quietly());
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
+        observe::panic_in_drop(dropped.err().map(panic_text));
     }
 
     fn conclude(self: &Arc<Self>, node: Node, outcome: Outcome) {
@@ -64,7 +69,7 @@ impl Shared {
     }
 
     #[inline]
-    fn completed(&self, node: Node) {
+    pub(super) fn completed(&self, node: Node) {
         observe::completed(self, &node);
         // Dropped before it is counted: what it captured is free when the executor says so.
         observe::panic_in_drop(node.drop_quietly());
