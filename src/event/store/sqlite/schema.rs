@@ -49,7 +49,8 @@ use crate::event::store::StoreError;
 
 /// One step for each version; the version is the number of steps taken. Steps are only ever
 /// added.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE defer_events (
         id          INTEGER PRIMARY KEY,
         key         TEXT,
@@ -112,7 +113,8 @@ const STEPS: &[&str] = &["
         replayed_ms INTEGER NOT NULL,
         PRIMARY KEY (event, subscriber, name)
     ) WITHOUT ROWID;
-
+",
+    "
     CREATE TABLE defer_counts (
         id          INTEGER PRIMARY KEY CHECK (id = 1),
         queued      INTEGER NOT NULL,
@@ -124,7 +126,8 @@ const STEPS: &[&str] = &["
         unknown     INTEGER NOT NULL,
         events      INTEGER NOT NULL
     );
-"];
+",
+];
 
 /// Brings the tables to the present version, or refuses a newer one. Runs inside the caller's
 /// transaction, so that a crash leaves the old version whole.
