@@ -24,8 +24,8 @@ use crate::sync::{Arc, AtomicBool, OnceLock, Ordering};
 use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 
 pub(crate) struct Collector {
-    scope: Arc<Scope>,
-    gate: Gate<Node, Beside>,
+    pub(super) scope: Arc<Scope>,
+    pub(super) gate: Gate<Node, Beside>,
     /// What a user asked to see of the response: few do, and who sets it looks under the gate's lock.
     response: OnceLock<Arc<Origin>>,
     /// An inner layer with an executor of its own has seen the request.
@@ -42,13 +42,15 @@ pub(crate) struct Collector {
 
 /// Kept under the gate's lock.
 #[derive(Debug, Default)]
-struct Beside {
-    known: Known,
+pub(super) struct Beside {
+    pub(super) known: Known,
     follows: Option<Follows>,
-    place_in_sweep: Option<usize>,
+    pub(super) place_in_sweep: Option<usize>,
     /// Set at the release.
     origin: Option<Arc<Origin>>,
-    elsewhere: Elsewhere,
+    pub(super) elsewhere: Elsewhere,
+    #[cfg(feature = "events")]
+    pub(super) outbox: super::outbox::Outbox,
 }
 
 impl Collector {
@@ -137,8 +139,8 @@ impl Collector {
         let pushed = self.gate.push(
             (node, place),
             limit,
-            |(mut node, place), tasks, beside, before| {
-                if before == 0 {
+            |(mut node, place), tasks, beside, _| {
+                if beside.place_in_sweep.is_none() {
                     start_sweep = self.first_registration(beside, follows.take());
                 } else if !beside.is_followed(&follows) {
                     node.settings_mut().follows = follows.take();
@@ -169,7 +171,11 @@ impl Collector {
     }
 
     /// Whether the sweep has to be started.
-    fn first_registration(self: &Arc<Self>, beside: &mut Beside, follows: Option<Follows>) -> bool {
+    pub(super) fn first_registration(
+        self: &Arc<Self>,
+        beside: &mut Beside,
+        follows: Option<Follows>,
+    ) -> bool {
         let shared = self.scope.executor.shared();
         shared.remember_runtime();
         beside.known.first_at = shared.clock.now();
@@ -242,7 +248,7 @@ impl Collector {
         self.response.get().map(|origin| &origin.response)
     }
 
-    fn origin(&self) -> Option<Arc<Origin>> {
+    pub(super) fn origin(&self) -> Option<Arc<Origin>> {
         self.gate.with(|_, beside| beside.origin.clone())
     }
 

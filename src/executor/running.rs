@@ -74,6 +74,8 @@ pub(crate) struct Running {
     /// As it was when this copy was made: a drain has counted it as cancelled, its worker must not count it
     /// again.
     pub(crate) abandoned: bool,
+    /// It is kept elsewhere, and its place is its keeper's.
+    pub(crate) lent: bool,
 }
 
 impl Slots {
@@ -195,6 +197,7 @@ impl Record {
                 first_seen: plain.first_seen,
                 stuck: plain.stuck,
                 abandoned,
+                lent: false,
             }),
             Record::Full(running) => Some(Running {
                 abandoned,
