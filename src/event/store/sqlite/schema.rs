@@ -126,6 +126,7 @@ const STEPS: &[&str] = &[
         unknown     INTEGER NOT NULL,
         events      INTEGER NOT NULL
     );
+    CREATE INDEX defer_dead_letters_subscriber ON defer_dead_letters (subscriber);
 ",
 ];
 
