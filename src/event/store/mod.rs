@@ -42,7 +42,7 @@ pub mod conformance;
 pub use self::contract::{Store, StoreFuture};
 pub use self::error::StoreError;
 pub use self::grouping::error_group;
-pub use self::life::{CRASHED, DAMAGED, Settle, State};
+pub use self::life::{CRASHED, DAMAGED, SUSPECT, Settle, State};
 pub use self::memory::Memory;
 pub use self::query::{
     AddPast, Counts, Cursor, Filter, Group, Health, Listed, Prune, Pruned, Replay, Trouble, Walked,

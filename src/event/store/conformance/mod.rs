@@ -39,6 +39,7 @@ pub use self::hot::{
     promise_05_settling_is_by_token, promise_06_retries_keep_due_time_and_error,
     promise_07_a_release_consumes_nothing, promise_08_deliveries_are_independent,
     promise_09_recovery_is_immediate, promise_10_crashes_count,
+    promise_10_suspects_are_claimed_alone,
 };
 pub use self::keeping::{
     promise_15_a_subscriber_gets_the_past_once, promise_16_nothing_is_pruned_without_a_policy,
@@ -80,6 +81,7 @@ macro_rules! store_conformance {
             promise_08_deliveries_are_independent
             promise_09_recovery_is_immediate
             promise_10_crashes_count
+            promise_10_suspects_are_claimed_alone
             promise_11_dead_letters_stay
             promise_12_replay_is_idempotent_by_name
             promise_13_discard_takes_exactly_what_matches
