@@ -28,6 +28,7 @@
 mod contract;
 mod error;
 mod grouping;
+mod keep;
 mod life;
 mod memory;
 mod query;
@@ -42,6 +43,7 @@ pub mod conformance;
 pub use self::contract::{Store, StoreFuture};
 pub use self::error::StoreError;
 pub use self::grouping::error_group;
+pub use self::keep::Keep;
 pub use self::life::{CRASHED, DAMAGED, SUSPECT, Settle, State};
 pub use self::memory::Memory;
 pub use self::query::{

@@ -151,10 +151,14 @@ fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Res
 
 pub(super) fn group(conn: &Connection, filter: &Filter, limit: usize) -> Result<Vec<Group>, Fault> {
     let matches = Matches::new(filter);
+    let join = match filter.event_name {
+        Some(_) => "JOIN defer_events e ON e.id = d.event",
+        None => "",
+    };
     let mut statement = conn.prepare_cached(&format!(
         "SELECT d.subscriber, coalesce(d.error_group, ''), count(*), coalesce(min(d.error), ''),
                 min(d.changed_ms), max(d.changed_ms)
-         FROM defer_dead_letters d LEFT JOIN defer_events e ON e.id = d.event
+         FROM defer_dead_letters d {join}
          WHERE {} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT :limit",
         matches.sql
     ))?;
