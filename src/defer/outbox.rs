@@ -219,7 +219,7 @@ impl Collector {
         if late.is_empty() {
             return;
         }
-        let info = match self.response.get() {
+        let info = match self.response() {
             Some(info) => info.clone(),
             None => self.gate.with(|_, beside| match &beside.outbox {
                 Outbox::Closed(info) => (**info).clone(),
@@ -255,7 +255,7 @@ impl Holder for Collector {
             self.scope.sweep.start(self.scope.executor.shared());
         }
         if let Err((node, _)) = pushed {
-            shared.enqueue_one(node, Some(self.clone()));
+            shared.enqueue_one(node, self.origin());
         }
     }
 
