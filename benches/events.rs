@@ -192,7 +192,10 @@ fn deliveries(runtime: &Runtime, options: &Options) {
             store.close().await.expect("close");
         });
         let (rate, first) = runtime.block_on(deliver(&path, stored.min(100_000)));
-        println!("{stored:18} | {rate:12.0} | {:10.1}", first.as_secs_f64() * 1e3);
+        println!(
+            "{stored:18} | {rate:12.0} | {:10.1}",
+            first.as_secs_f64() * 1e3
+        );
         rates.push(rate);
     }
     println!(
@@ -207,7 +210,10 @@ async fn fill(store: &Sqlite, count: u32) {
     let now_ms = i64::try_from(since.as_millis()).expect("before 292,000,000");
     for _ in 0..count / 1_000 {
         let batch = (0..1_000)
-            .map(|_| NewEvent::new(UserCreated::NAME, payload.as_str()).deliver("counts", Start::At(now_ms)))
+            .map(|_| {
+                NewEvent::new(UserCreated::NAME, payload.as_str())
+                    .deliver("counts", Start::At(now_ms))
+            })
             .collect();
         store.append(batch, now_ms).await.expect("append");
     }

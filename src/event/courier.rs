@@ -100,10 +100,9 @@ impl Core {
 
     /// Claims what there is room for.
     async fn claim_some(self: &Arc<Self>, store: &Arc<dyn Store>) -> Result<Next, StoreError> {
-        let mut rooms = Vec::new();
-        while let Some(room) = self.try_room() {
-            rooms.push(room);
-        }
+        // Half of what is free: requests that are answered meanwhile find room for theirs.
+        let share = self.window.free().div_ceil(2);
+        let mut rooms: Vec<Room> = (0..share).map_while(|_| self.try_room()).collect();
         if rooms.is_empty() {
             return Ok(Next::Room);
         }

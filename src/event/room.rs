@@ -40,6 +40,10 @@ impl Window {
         self.lent.load(Ordering::SeqCst)
     }
 
+    pub(super) fn free(&self) -> usize {
+        self.limit.saturating_sub(self.lent())
+    }
+
     /// Takes room for one. The place comes second, so that a full window costs the executor nothing.
     pub(super) fn try_take(
         self: &Arc<Self>,
