@@ -2,7 +2,8 @@
 //! executor.
 //!
 //! Invariants:
-//! 1. It claims no more than there is room for, so that what is claimed starts soon.
+//! 1. It claims no more than there is room for, so that what is claimed starts soon; and it takes no
+//!    room before something is due, because whoever emits or registers meanwhile would find none.
 //! 2. A store error delays it, and never ends it.
 //! 3. Once a drain has begun it claims nothing.
 //! 4. A delivery of a request whose response is not out waits with that request, also when the store
@@ -17,6 +18,7 @@ use super::room::Room;
 use super::settler::PAUSE;
 use super::store::{Claimed, Filter, Settle, Store, StoreError};
 use crate::clock;
+use crate::executor::Permit;
 use crate::observe;
 use crate::sync::Arc;
 
@@ -30,8 +32,10 @@ const BREATH: Duration = Duration::from_millis(20);
 /// What the courier does next.
 enum Next {
     Claim,
-    /// Wait for room.
+    /// Wait until one that was lent has come back.
     Room,
+    /// Wait for a place in the executor, which is full of others.
+    Place,
     /// Wait to be told of something, or so long.
     Wait(Duration),
     /// The store is in trouble: leave it alone so long.
@@ -46,9 +50,10 @@ impl Core {
         let wakeups = store.wakeups();
         let mut pause = PAUSE.0;
         let mut taken_back = false;
+        let mut place = None;
         while !self.has_ended() {
             let step = if taken_back {
-                self.claim_some(store).await
+                self.claim_some(store, place.take()).await
             } else {
                 self.take_back(store).await
             };
@@ -69,6 +74,10 @@ impl Core {
             match next {
                 Next::Claim => {}
                 Next::Room => self.unless_ended(self.window.freed.notified()).await,
+                Next::Place => {
+                    let reserved = async { place = self.executor().reserve().await.ok() };
+                    self.unless_ended(reserved).await;
+                }
                 Next::Wait(time) => {
                     let told = async {
                         // Told or not, it looks again.
@@ -98,43 +107,47 @@ impl Core {
         }
     }
 
-    /// Claims what there is room for.
-    async fn claim_some(self: &Arc<Self>, store: &Arc<dyn Store>) -> Result<Next, StoreError> {
+    /// Claims what is due, as far as there is room. `permit`: a place that was waited for.
+    async fn claim_some(
+        self: &Arc<Self>,
+        store: &Arc<dyn Store>,
+        permit: Option<Permit>,
+    ) -> Result<Next, StoreError> {
+        let now = clock::unix_ms(clock::wall_now());
+        let due = store.next_due().await?;
+        let wait = due.map_or(LOOK, |due| {
+            Duration::from_millis(u64::try_from(due - now).unwrap_or(0))
+        });
+        if !wait.is_zero() {
+            return Ok(Next::Wait(wait.min(LOOK)));
+        }
         // Half of what is free: requests that are answered meanwhile find room for theirs.
         let share = self.window.free().div_ceil(2);
-        let mut rooms: Vec<Room> = (0..share).map_while(|_| self.try_room()).collect();
+        let mut place = permit.map(|permit| permit.into_parts().1);
+        let mut rooms: Vec<Room> = (0..share)
+            .map_while(|_| self.try_room(&mut place))
+            .collect();
         if rooms.is_empty() {
-            return Ok(Next::Room);
+            return Ok(if share == 0 {
+                Next::Room
+            } else {
+                Next::Place
+            });
         }
-        let asked = rooms.len();
         let claimed = store
-            .claim(asked, clock::unix_ms(clock::wall_now()))
+            .claim(rooms.len(), clock::unix_ms(clock::wall_now()))
             .await?;
-        let found = claimed.len();
-        if found > 0 {
-            // Recordings that were under way have said by then whose deliveries these are.
-            drop(self.recording.write().await);
+        if claimed.is_empty() {
+            return Ok(Next::Wait(BREATH));
         }
+        // Recordings that were under way have said by then whose deliveries these are.
+        drop(self.recording.write().await);
         for delivery in claimed {
             if let Some(room) = rooms.pop() {
                 self.start(delivery, room);
             }
         }
-        drop(rooms);
-        if found == asked {
-            return Ok(Next::Claim);
-        }
-        let now = clock::unix_ms(clock::wall_now());
-        let wait = match store.next_due().await? {
-            None => LOOK,
-            Some(due) => Duration::from_millis(u64::try_from(due - now).unwrap_or(0)),
-        };
-        let least = if found > 0 {
-            Duration::from_millis(1)
-        } else {
-            BREATH
-        };
-        Ok(Next::Wait(wait.clamp(least, LOOK)))
+        Ok(Next::Claim)
     }
 
     fn start(self: &Arc<Self>, delivery: Claimed, room: Room) {

@@ -18,7 +18,7 @@ use super::store::{AttemptToken, EventId, NewEvent, Store, StoreError, StoredEve
 use super::table::{Subscription, Table};
 use super::{EmitError, Event, IntoEmit, Recorded};
 use crate::clock::{self, Clock};
-use crate::executor::Executor;
+use crate::executor::{Executor, Place};
 use crate::observe;
 use crate::sync::{Arc, AtomicBool, Mutex, OnceLock, Ordering, Weak};
 use crate::task::{AttemptRecord, Lent, Node, Task};
@@ -218,13 +218,14 @@ impl Core {
         self.ended_for_good.load(Ordering::SeqCst)
     }
 
-    /// Room for one delivery in this process.
-    pub(super) fn try_room(&self) -> Option<Room> {
+    /// Room for one delivery in this process; `reserved`: a place in the executor to be used first.
+    pub(super) fn try_room(&self, reserved: &mut Option<Place>) -> Option<Room> {
         let shared = self.executor().shared();
         if shared.is_draining() {
             return None;
         }
-        self.window.try_take(|| shared.try_place())
+        self.window
+            .try_take(|| reserved.take().or_else(|| shared.try_place()))
     }
 
     /// The task of one attempt that the store has lent.
