@@ -128,11 +128,7 @@ impl Core {
             .map_while(|_| self.try_room(&mut place))
             .collect();
         if rooms.is_empty() {
-            return Ok(if share == 0 {
-                Next::Room
-            } else {
-                Next::Place
-            });
+            return Ok(if share == 0 { Next::Room } else { Next::Place });
         }
         let claimed = store
             .claim(rooms.len(), clock::unix_ms(clock::wall_now()))
@@ -161,10 +157,11 @@ impl Core {
             let error = format!("{subscriber:?} does not listen to {name:?}");
             return self.park(delivery, room, UNKNOWN_EVENT, error);
         }
+        let now_ms = clock::unix_ms(clock::wall_now());
         let before = Before {
             attempts: delivery.attempt.saturating_sub(1),
             last_error: delivery.last_error,
-            age: Duration::ZERO,
+            age: Duration::from_millis(u64::try_from(now_ms - delivery.since_ms).unwrap_or(0)),
         };
         let event = delivery.event;
         let node = self.lend(subscription, &event, delivery.token, room, before);
