@@ -1,25 +1,20 @@
-//! What an event costs its request, and how fast deliveries go, with the embedded store.
+//! How fast deliveries go, from the embedded store to a subscriber that does nothing, and how soon the
+//! first one comes after a start.
 //!
-//! Not a benchmark of the disk: the figures that count are the ratios, made in one run.
-//! `cargo bench --bench events --features axum,sqlite`; `-- --quick` for a short one, `-- --dir PATH` for
-//! another disk, `-- --only latency` or `-- --only deliveries` for a half.
+//! Not a benchmark of the disk. `cargo bench --bench events --features sqlite`; `-- --quick` for a short
+//! one, `-- --dir PATH` for another disk.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::Router;
-use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+use tower_defer::Executor;
 use tower_defer::event::store::{NewEvent, Sqlite, Start, Store};
 use tower_defer::event::{Event, Events};
-use tower_defer::{Defer, DeferLayer, Executor};
 
 /// 200 bytes as JSON, like the records of `benches/store.rs`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -62,14 +57,7 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
-    let only = after("--only");
-    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    if wanted("latency") {
-        latency(&runtime, &options);
-    }
-    if wanted("deliveries") {
-        deliveries(&runtime, &options);
-    }
+    deliveries(&runtime, &options);
     let _ = std::fs::remove_dir_all(&options.dir);
 }
 
@@ -78,111 +66,11 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// What a response waits for when it records one event, on an idle server: one client, one request
-/// after the other, each after the deliveries of the one before are settled.
-fn latency(runtime: &Runtime, options: &Options) {
-    let rounds = if options.quick { 300 } else { 2_000 };
-    let store = Sqlite::open(options.dir.join("latency.db")).expect("open");
-    let events = Events::new(())
-        .on("nobody", |(), _: UserCreated| async {})
-        .store(store);
-    let defer = DeferLayer::new().events(events);
-    let emit = |defer: Defer| async move {
-        defer.emit(UserCreated::new());
-        "hello"
-    };
-    let task = |defer: Defer| async move {
-        defer.run(|| async {});
-        "hello"
-    };
-    let router = Router::new()
-        .route("/event", get(emit))
-        .route("/task", get(task))
-        .layer(defer.clone());
-    let executor = defer.get_executor().clone();
-    let address = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        #[expect(clippy::disallowed_methods, reason = "the server is not deferred work")]
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        address
-    });
-    let mut client = TcpStream::connect(address).expect("it listens");
-    client.set_nodelay(true).expect("a socket");
-    let mut file = File::create(options.dir.join("log")).expect("a log");
-    let record = [b'x'; 200];
-    let (mut syncs, mut tasks, mut emits) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..rounds + 20 {
-        let took = [
-            timed(|| {
-                file.write_all(&record).expect("a write");
-                file.sync_data().expect("a sync");
-            }),
-            timed(|| ask(&mut client, "/task")),
-            {
-                let took = timed(|| ask(&mut client, "/event"));
-                runtime.block_on(executor.idle());
-                took
-            },
-        ];
-        // The first ones open files, make tables warm, and start threads.
-        if round >= 20 {
-            syncs.push(took[0]);
-            tasks.push(took[1]);
-            emits.push(took[2]);
-        }
-    }
-    let all = [&mut syncs, &mut tasks, &mut emits].map(|times| {
-        times.sort_by(f64::total_cmp);
-        [times[times.len() / 2], times[times.len() * 99 / 100]]
-    });
-    println!("one request after the other, {rounds} of each, µs: p50, p99");
-    for (what, [p50, p99]) in [
-        "append + fdatasync of 200 bytes",
-        "a response that defers a task",
-        "a response that records an event",
-    ]
-    .into_iter()
-    .zip(all)
-    {
-        println!("{what:34} {p50:8.0} {p99:8.0}");
-    }
-    let [[sync, _], [plain, plain99], [emit, emit99]] = all;
-    let (added, ratio) = (emit - plain, (emit - plain) / sync);
-    println!("added: p50 {added:.0} µs, p99 {:.0} µs", emit99 - plain99);
-    let met = if ratio <= 1.5 { "met" } else { "NOT MET" };
-    println!(
-        "target 15 | added latency of a response that records one event, p50, idle, against one \
-         `fdatasync` | {sync:.0} µs | {added:.0} µs | {ratio:.2} | ≤ 1.5 | {met}"
-    );
-}
-
-fn timed(work: impl FnOnce()) -> f64 {
-    let start = now();
-    work();
-    start.elapsed().as_secs_f64() * 1e6
-}
-
-/// One request, to the last byte of its answer.
-fn ask(client: &mut TcpStream, path: &str) {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
-    client.write_all(request.as_bytes()).expect("a request");
-    let mut answer = [0; 1_024];
-    let mut read = 0;
-    while !answer[..read].ends_with(b"hello") {
-        let more = client.read(&mut answer[read..]).expect("an answer");
-        assert!(more > 0, "the server hung up");
-        read += more;
-    }
-    assert!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
-}
-
 /// How many deliveries a subscriber that does nothing has in a second, and how soon the first one
 /// comes after the file is opened.
 fn deliveries(runtime: &Runtime, options: &Options) {
     let large: u32 = if options.quick { 100_000 } else { 1_000_000 };
-    println!("\nstored, unfinished | deliveries/s | first after the opening, ms");
+    println!("stored, unfinished | deliveries/s | first after the opening, ms");
     let mut rates = Vec::new();
     for stored in [20_000, large] {
         let path = options.dir.join(format!("deliveries-{stored}.db"));
@@ -228,7 +116,7 @@ struct Counted {
     all: Arc<Notify>,
 }
 
-async fn deliver(path: &std::path::Path, wanted: u32) -> (f64, Duration) {
+async fn deliver(path: &Path, wanted: u32) -> (f64, Duration) {
     let counted = Counted {
         wanted: u64::from(wanted),
         so_far: Arc::default(),

@@ -16,7 +16,7 @@ use super::claim::{Settlement, UNKNOWN_EVENT, UNKNOWN_SUBSCRIBER, UNREADABLE};
 use super::hub::{Before, Core};
 use super::room::Room;
 use super::settler::PAUSE;
-use super::store::{Claimed, Filter, Settle, Store, StoreError};
+use super::store::{Claimed, Filter, Keep, SUSPECT, Settle, Store, StoreError};
 use crate::clock;
 use crate::executor::Permit;
 use crate::observe;
@@ -28,6 +28,12 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Not at once again after a claim that found nothing of what was said to be due.
 const BREATH: Duration = Duration::from_millis(20);
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How long a suspect waits for others to end, and then others for it. Long enough for what calls
+/// somebody else; what takes longer is not held up by it for good.
+const ALONE: Duration = Duration::from_secs(10);
 
 /// What the courier does next.
 enum Next {
@@ -90,6 +96,22 @@ impl Core {
         }
     }
 
+    /// Applies the policy for finished events, at the start and then once an hour.
+    pub(super) async fn prune(&self) {
+        let Some(store) = &self.store else { return };
+        while self.keep != Keep::everything() && !self.has_ended() {
+            let now = clock::unix_ms(clock::wall_now());
+            let pause = match self.keep.apply(&**store, now).await {
+                Ok(_) => HOUR,
+                Err(error) => {
+                    self.trouble.tell("prune", &error);
+                    PAUSE.1
+                }
+            };
+            self.unless_ended(tokio::time::sleep(pause)).await;
+        }
+    }
+
     fn has_ended(&self) -> bool {
         self.is_over() || self.executor().shared().is_draining()
     }
@@ -138,12 +160,43 @@ impl Core {
         }
         // Recordings that were under way have said by then whose deliveries these are.
         drop(self.recording.write().await);
+        let alone = claimed.iter().any(|delivery| delivery.crashes >= SUSPECT);
         for delivery in claimed {
-            if let Some(room) = rooms.pop() {
-                self.start(delivery, room);
+            let Some(room) = rooms.pop() else { break };
+            if alone {
+                rooms.clear();
+                self.start_alone(delivery, room).await;
+                break;
             }
+            self.start(delivery, room);
         }
         Ok(Next::Claim)
+    }
+
+    /// The process died twice while this ran, and once more makes a dead letter of it. So that it is
+    /// not blamed for another's doing, it has the process for itself: nothing is lent meanwhile, and
+    /// what is lent has a while to come back.
+    async fn start_alone(self: &Arc<Self>, delivery: Claimed, room: Room) {
+        let _closed = self.window.close();
+        let event = &delivery.event;
+        observe::suspect(delivery.token.subscriber(), &event.name, delivery.crashes);
+        self.come_back(1).await;
+        self.start(delivery, room);
+        self.come_back(0).await;
+    }
+
+    /// Until no more than so many are lent, or [`ALONE`] has passed.
+    async fn come_back(&self, left: usize) {
+        let back = async {
+            while self.window.lent() > left {
+                self.window.freed.notified().await;
+            }
+        };
+        let bounded = async {
+            // A long one is not waited for.
+            let _ = tokio::time::timeout(ALONE, back).await;
+        };
+        self.unless_ended(bounded).await;
     }
 
     fn start(self: &Arc<Self>, delivery: Claimed, room: Room) {
