@@ -16,7 +16,7 @@ use super::claim::{Settlement, UNKNOWN_EVENT, UNKNOWN_SUBSCRIBER, UNREADABLE};
 use super::hub::{Before, Core};
 use super::room::Room;
 use super::settler::PAUSE;
-use super::store::{Claimed, Filter, Settle, Store, StoreError};
+use super::store::{Claimed, Filter, Keep, SUSPECT, Settle, Store, StoreError};
 use crate::clock;
 use crate::executor::Permit;
 use crate::observe;
@@ -28,6 +28,12 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Not at once again after a claim that found nothing of what was said to be due.
 const BREATH: Duration = Duration::from_millis(20);
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How long a suspect waits for others to end, and then others for it. Long enough for what calls
+/// somebody else; what takes longer is not held up by it for good.
+const ALONE: Duration = Duration::from_secs(10);
 
 /// What the courier does next.
 enum Next {
@@ -90,6 +96,22 @@ impl Core {
         }
     }
 
+    /// Applies the policy for finished events, at the start and then once an hour.
+    pub(super) async fn prune(&self) {
+        let Some(store) = &self.store else { return };
+        while self.keep != Keep::everything() && !self.has_ended() {
+            let now = clock::unix_ms(clock::wall_now());
+            let pause = match self.keep.apply(&**store, now).await {
+                Ok(_) => HOUR,
+                Err(error) => {
+                    self.trouble.tell("prune", &error);
+                    PAUSE.1
+                }
+            };
+            self.unless_ended(tokio::time::sleep(pause)).await;
+        }
+    }
+
     fn has_ended(&self) -> bool {
         self.is_over() || self.executor().shared().is_draining()
     }
@@ -121,17 +143,14 @@ impl Core {
         if !wait.is_zero() {
             return Ok(Next::Wait(wait.min(LOOK)));
         }
-        let mut rooms = Vec::new();
+        // Half of what is free: requests that are answered meanwhile find room for theirs.
+        let share = self.window.free().div_ceil(2);
         let mut place = permit.map(|permit| permit.into_parts().1);
-        while let Some(room) = self.try_room(&mut place) {
-            rooms.push(room);
-        }
+        let mut rooms: Vec<Room> = (0..share)
+            .map_while(|_| self.try_room(&mut place))
+            .collect();
         if rooms.is_empty() {
-            return Ok(if self.window.is_full() {
-                Next::Room
-            } else {
-                Next::Place
-            });
+            return Ok(if share == 0 { Next::Room } else { Next::Place });
         }
         let claimed = store
             .claim(rooms.len(), clock::unix_ms(clock::wall_now()))
@@ -141,12 +160,43 @@ impl Core {
         }
         // Recordings that were under way have said by then whose deliveries these are.
         drop(self.recording.write().await);
+        let alone = claimed.iter().any(|delivery| delivery.crashes >= SUSPECT);
         for delivery in claimed {
-            if let Some(room) = rooms.pop() {
-                self.start(delivery, room);
+            let Some(room) = rooms.pop() else { break };
+            if alone {
+                rooms.clear();
+                self.start_alone(delivery, room).await;
+                break;
             }
+            self.start(delivery, room);
         }
         Ok(Next::Claim)
+    }
+
+    /// The process died twice while this ran, and once more makes a dead letter of it. So that it is
+    /// not blamed for another's doing, it has the process for itself: nothing is lent meanwhile, and
+    /// what is lent has a while to come back.
+    async fn start_alone(self: &Arc<Self>, delivery: Claimed, room: Room) {
+        let _closed = self.window.close();
+        let event = &delivery.event;
+        observe::suspect(delivery.token.subscriber(), &event.name, delivery.crashes);
+        self.come_back(1).await;
+        self.start(delivery, room);
+        self.come_back(0).await;
+    }
+
+    /// Until no more than so many are lent, or [`ALONE`] has passed.
+    async fn come_back(&self, left: usize) {
+        let back = async {
+            while self.window.lent() > left {
+                self.window.freed.notified().await;
+            }
+        };
+        let bounded = async {
+            // A long one is not waited for.
+            let _ = tokio::time::timeout(ALONE, back).await;
+        };
+        self.unless_ended(bounded).await;
     }
 
     fn start(self: &Arc<Self>, delivery: Claimed, room: Room) {
@@ -160,10 +210,11 @@ impl Core {
             let error = format!("{subscriber:?} does not listen to {name:?}");
             return self.park(delivery, room, UNKNOWN_EVENT, error);
         }
+        let now_ms = clock::unix_ms(clock::wall_now());
         let before = Before {
             attempts: delivery.attempt.saturating_sub(1),
             last_error: delivery.last_error,
-            age: Duration::ZERO,
+            age: Duration::from_millis(u64::try_from(now_ms - delivery.since_ms).unwrap_or(0)),
         };
         let event = delivery.event;
         let node = self.lend(subscription, &event, delivery.token, room, before);

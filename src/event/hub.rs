@@ -14,7 +14,7 @@ use super::claim::{Claim, Settlement};
 use super::events::Unheard;
 use super::outgoing::{Holder, Outgoing};
 use super::room::{Room, Window};
-use super::store::{AttemptToken, EventId, NewEvent, Store, StoreError, StoredEvent};
+use super::store::{AttemptToken, EventId, Keep, NewEvent, Store, StoreError, StoredEvent};
 use super::table::{Subscription, Table};
 use super::{EmitError, Event, IntoEmit, Recorded};
 use crate::clock::{self, Clock};
@@ -33,6 +33,7 @@ pub(crate) struct Core {
     pub(super) table: Table,
     pub(super) unheard: Unheard,
     pub(super) max_payload: usize,
+    pub(super) keep: Keep,
     pub(super) store: Option<Arc<dyn Store>>,
     pub(super) executor: OnceLock<Executor>,
     pub(super) window: Arc<Window>,
@@ -81,6 +82,7 @@ impl Hub {
                 table: Table::default(),
                 unheard: Unheard::default(),
                 max_payload: 256 * 1024,
+                keep: Keep::everything(),
                 store: None,
                 executor: OnceLock::new(),
                 window: Arc::new(Window::new(256)),
@@ -210,7 +212,7 @@ impl Core {
         let running = Running(self.clone());
         self.executor().shared().spawn(async move {
             let core = &running.0;
-            tokio::join!(core.deliver(), core.settle_all());
+            tokio::join!(core.deliver(), core.settle_all(), core.prune());
         });
     }
 

@@ -28,6 +28,8 @@ const CHECKPOINT_PAGES: i64 = 4_000;
 pub(super) enum Access {
     Write,
     Read,
+    /// To write beside the one who has the file: without making it, and without moving its log.
+    Operate,
 }
 
 /// Opens a connection; the writer creates the file.
@@ -50,6 +52,10 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
             conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         }
         Access::Read => conn.pragma_update(None, "query_only", true)?,
+        Access::Operate => {
+            sync(&conn, true)?;
+            conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+        }
     }
     Ok(conn)
 }
