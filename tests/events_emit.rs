@@ -1,9 +1,5 @@
 //! What becomes of an emission: conditions, ends without an answer, keys, limits, refusals.
 #![cfg(all(feature = "sqlite", feature = "hyper"))]
-#![expect(
-    clippy::disallowed_methods,
-    reason = "servers, clients and deadlines of tests are no deferred work"
-)]
 
 mod support;
 
