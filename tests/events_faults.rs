@@ -123,13 +123,15 @@ async fn refuses_and_recovers(
     ran.awaits(&format!("failure {refused}")).await;
     assert_eq!(ran.info(&always).status.map(|s| s.as_u16()), Some(503));
     assert!(!ran.has(&format!("success {refused}")));
+    // And again. The health tells how the last write went, so nobody else is to write meanwhile.
+    book.awaits("archive", recorded.len()).await;
+    let again = client.get("/1001").await;
+    is_refused(&again, setting.http);
     let trouble = events.health().expect("a store").trouble;
     let trouble = trouble.expect("the health says nothing");
     assert!(is_expected(&trouble.error), "{}", trouble.error);
 
-    // And again, also outside of a request.
-    let again = client.get("/1001").await;
-    is_refused(&again, setting.http);
+    // Also outside of a request.
     let page = "x".repeat(100_000);
     let outside = events.emit(Scan { id: 1002, page }).recorded().await;
     let error = outside.expect_err("there is no room");
