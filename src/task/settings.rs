@@ -97,7 +97,10 @@ impl Task {
         F: Fn() -> Fut + Send + 'static,
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(Repeat::new(Plain(attempt)), Location::caller()))
+        Self(Node::reused::<Repeat<_>>(
+            Plain(attempt),
+            Location::caller(),
+        ))
     }
 
     /// A task that gives each of its attempts a clone of `state`.
@@ -108,8 +111,8 @@ impl Task {
         F: Fn(S) -> Fut + Send + 'static,
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(
-            Repeat::new(WithState(state, attempt)),
+        Self(Node::reused::<Repeat<_>>(
+            WithState(state, attempt),
             Location::caller(),
         ))
     }
@@ -136,8 +139,8 @@ impl Task {
         F: Fn(TaskContext) -> Fut + Send + 'static,
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(
-            Repeat::new(WithContext(attempt)),
+        Self(Node::reused::<Repeat<_>>(
+            WithContext(attempt),
             Location::caller(),
         ))
     }
@@ -149,7 +152,7 @@ impl Task {
     where
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(Once::new(future), Location::caller()))
+        Self(Node::reused::<Once<_>>(future, Location::caller()))
     }
 
     /// CPU-heavy or blocking work. It runs on a thread of the executor's own, not on the async

@@ -35,6 +35,8 @@ pub(super) fn log_pages() -> i32 {
 pub(super) enum Access {
     Write,
     Read,
+    /// To write beside the one who has the file: without making it, and without moving its log.
+    Operate,
 }
 
 /// Opens a connection; the writer creates the file.
@@ -61,6 +63,10 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
             }));
         }
         Access::Read => conn.pragma_update(None, "query_only", true)?,
+        Access::Operate => {
+            sync(&conn, true)?;
+            conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+        }
     }
     Ok(conn)
 }

@@ -174,7 +174,7 @@ impl Desk {
             self.syncs = durable;
         }
         let sql = match self.access {
-            Access::Write => "BEGIN IMMEDIATE",
+            Access::Write | Access::Operate => "BEGIN IMMEDIATE",
             Access::Read => "BEGIN",
         };
         let mut waited_ms = 0;

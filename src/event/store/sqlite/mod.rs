@@ -14,6 +14,7 @@
 //! | [`letters`] | list, group, replay, discard, unpark |
 //! | [`lock`] | one process at a time |
 //! | [`open`] | options, and what happens at open |
+//! | [`operator`] | the same file beside the server that has it |
 //! | [`row`] | between rows and a delivery's life |
 //! | [`schema`] | the tables, documented |
 //! | [`tally`] | the counters |
@@ -29,6 +30,7 @@ mod flow;
 mod letters;
 mod lock;
 mod open;
+mod operator;
 mod row;
 mod schema;
 mod tally;
@@ -44,6 +46,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use self::desk::{Desk, Shared};
 use self::fault::Fault;
 pub use self::open::SqliteOptions;
+pub use self::operator::SqliteOperator;
 use self::tally::Tally;
 use self::worker::{Append, Message, Op, Reply, Request, Terms};
 use super::StoreError;
