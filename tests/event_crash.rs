@@ -15,8 +15,6 @@
 mod ledger;
 #[path = "event_crash/load.rs"]
 mod load;
-#[path = "store_support/scratch.rs"]
-mod scratch;
 #[path = "event_crash/server.rs"]
 mod server;
 mod support;
@@ -29,9 +27,9 @@ use std::time::{Duration, Instant};
 
 use ledger::{Entry, Kind};
 use load::{Connection, Load};
-use scratch::Scratch;
 use server::{App, BROKEN, Made, POISON, Process, SUBSCRIBERS, WINDOW, is_child};
 use support::Flavor;
+use support::events::Scratch;
 use tower_defer::event::Events;
 use tower_defer::event::store::{CRASHED, Counts, Filter, Listed, Replay, SqliteOperator};
 

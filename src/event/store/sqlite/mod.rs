@@ -6,6 +6,7 @@
 //! | file | is |
 //! | --- | --- |
 //! | [`append`] | the batches of a group, as few statements |
+//! | [`checkpoint`] | when the log is moved, and by whom |
 //! | [`connection`] | how a connection is set up, and why so |
 //! | [`desk`] | a connection inside a transaction |
 //! | [`fault`] | SQLite's errors in the store's words |
@@ -21,6 +22,7 @@
 //! | [`worker`] | the threads and the group commit |
 
 mod append;
+mod checkpoint;
 mod connection;
 mod desk;
 mod fault;

@@ -21,6 +21,7 @@
 //! - `due_ms`: set while a delivery waits, `NULL` while it runs or is parked. The partial index
 //!   on it is what a claim reads, so what is not due costs nothing.
 //! - `generation`: how often the delivery was claimed; it is the attempt token.
+//! - `since_ms`: when the first attempt began; `Retry::give_up_after` counts from there.
 //! - `error_group`: the error with numbers and ids blanked.
 //! - `defer_counts`: set `is_exact = 0` when you have changed states or rows by hand; the next open
 //!   counts them again, and until then every count reads the tables. `pruned` is how many events
@@ -130,6 +131,10 @@ const STEPS: &[&str] = &[
         is_exact    INTEGER NOT NULL
     );
     CREATE INDEX defer_dead_letters_subscriber ON defer_dead_letters (subscriber);
+",
+    "
+    ALTER TABLE defer_deliveries ADD COLUMN since_ms INTEGER;
+    ALTER TABLE defer_dead_letters ADD COLUMN since_ms INTEGER;
 ",
 ];
 
