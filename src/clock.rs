@@ -71,6 +71,16 @@ pub(crate) fn wall_now() -> SystemTime {
     SystemTime::now()
 }
 
+/// The wall clock as stores count it.
+#[cfg(feature = "events")]
+pub(crate) fn unix_ms(time: SystemTime) -> i64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        // Before 1970: as good as for ever due.
+        Err(_) => 0,
+    }
+}
+
 /// For jitter: spreads load, keeps no secret.
 pub(crate) fn random() -> u64 {
     fastrand::u64(..)

@@ -20,6 +20,8 @@ pub(crate) enum Class {
     TimedOut,
     /// The task panicked.
     Panicked,
+    /// What it was kept as cannot be read.
+    Unreadable,
 }
 
 /// Any error.
@@ -80,6 +82,12 @@ impl TaskError {
     /// The error that it was made from.
     pub fn get_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
         &*self.0.source
+    }
+
+    /// An attempt could not begin: what the task was kept as cannot be read.
+    #[cfg(feature = "events")]
+    pub(crate) fn unreadable(error: impl Into<BoxError>) -> Self {
+        Self::with_class(Class::Unreadable, error.into())
     }
 
     fn with_class(class: Class, source: BoxError) -> Self {

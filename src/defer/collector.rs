@@ -24,9 +24,9 @@ use crate::sync::{Arc, AtomicBool, OnceLock, Ordering};
 use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 
 pub(crate) struct Collector {
-    scope: Arc<Scope>,
-    gate: Gate<Node, Beside>,
-    response: OnceLock<ResponseInfo>,
+    pub(super) scope: Arc<Scope>,
+    pub(super) gate: Gate<Node, Beside>,
+    pub(super) response: OnceLock<ResponseInfo>,
     /// An inner layer with an executor of its own has seen the request.
     joined: AtomicBool,
     /// The handler has answered, and the response counts as open.
@@ -41,11 +41,13 @@ pub(crate) struct Collector {
 
 /// Kept under the gate's lock.
 #[derive(Debug, Default)]
-struct Beside {
-    known: Known,
+pub(super) struct Beside {
+    pub(super) known: Known,
     follows: Option<Follows>,
-    place_in_sweep: Option<usize>,
-    elsewhere: Elsewhere,
+    pub(super) place_in_sweep: Option<usize>,
+    pub(super) elsewhere: Elsewhere,
+    #[cfg(feature = "events")]
+    pub(super) outbox: super::outbox::Outbox,
 }
 
 impl Collector {
@@ -134,8 +136,8 @@ impl Collector {
         let pushed = self.gate.push(
             (node, place),
             limit,
-            |(mut node, place), tasks, beside, before| {
-                if before == 0 {
+            |(mut node, place), tasks, beside, _| {
+                if beside.place_in_sweep.is_none() {
                     start_sweep = self.first_registration(beside, follows.take());
                 } else if !beside.is_followed(&follows) {
                     node.settings_mut().follows = follows.take();
@@ -166,7 +168,11 @@ impl Collector {
     }
 
     /// Whether the sweep has to be started.
-    fn first_registration(self: &Arc<Self>, beside: &mut Beside, follows: Option<Follows>) -> bool {
+    pub(super) fn first_registration(
+        self: &Arc<Self>,
+        beside: &mut Beside,
+        follows: Option<Follows>,
+    ) -> bool {
         let shared = self.scope.executor.shared();
         shared.remember_runtime();
         beside.known.first_at = shared.clock.now();

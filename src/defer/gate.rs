@@ -70,6 +70,20 @@ impl<T: Link, S: Default> Gate<T, S> {
         Ok(())
     }
 
+    /// Takes in what is kept beside, and counts like an item if `put` says that it was taken. Whether it
+    /// was; once the gate is open, nothing is.
+    #[cfg(feature = "events")]
+    pub(crate) fn push_beside(&self, put: impl FnOnce(&mut S) -> bool) -> bool {
+        let mut state = self.state.lock();
+        let taken = !state.open && put(&mut state.beside);
+        if taken {
+            // Relaxed: written under the lock only.
+            let pushed = self.pushed.load(Ordering::Relaxed);
+            self.pushed.store(pushed + 1, Ordering::Relaxed);
+        }
+        taken
+    }
+
     /// How many have been taken in, as a hint (invariant 3).
     pub(crate) fn pushed(&self) -> usize {
         self.pushed.load(Ordering::Relaxed)

@@ -27,6 +27,9 @@ pub struct Defer {
     collector: Arc<Collector>,
     /// Another executor than that of the outermost layer.
     executor: Option<Executor>,
+    /// Other events than those of the outermost layer.
+    #[cfg(feature = "events")]
+    events: Option<Arc<crate::event::Hub>>,
 }
 
 impl Defer {
@@ -34,6 +37,8 @@ impl Defer {
         Self {
             collector,
             executor: None,
+            #[cfg(feature = "events")]
+            events: None,
         }
     }
 
@@ -196,6 +201,8 @@ impl Defer {
         Self {
             collector: self.collector.clone(),
             executor: Some(executor.clone()),
+            #[cfg(feature = "events")]
+            events: self.events.clone(),
         }
     }
 
@@ -212,24 +219,43 @@ impl Defer {
         self.collector.register(self.executor(), node, place)
     }
 
-    fn within_limit(&self) -> Result<(), RejectReason> {
+    pub(super) fn within_limit(&self) -> Result<(), RejectReason> {
         if self.collector.is_at_limit() {
             return Err(RejectReason::RequestLimit);
         }
         Ok(())
     }
 
-    /// For an inner layer: the same request, another executor.
-    pub(crate) fn inner(&self, executor: &Executor) -> Self {
-        self.collector.join(executor);
-        self.on(executor)
+    /// For an inner layer: the same request, another executor and its own events.
+    pub(crate) fn inner(&self, scope: &super::Scope) -> Self {
+        self.collector.join(&scope.executor);
+        let inner = self.on(&scope.executor);
+        #[cfg(feature = "events")]
+        let inner = Self {
+            events: scope.events.clone().or(inner.events),
+            ..inner
+        };
+        inner
+    }
+
+    /// Where its events go.
+    #[cfg(feature = "events")]
+    pub(super) fn events(&self) -> Option<&Arc<crate::event::Hub>> {
+        self.events
+            .as_ref()
+            .or(self.collector.scope().events.as_ref())
+    }
+
+    #[cfg(feature = "events")]
+    pub(super) fn collector(&self) -> &Arc<Collector> {
+        &self.collector
     }
 
     /// For the application's own layer in a test: the same request, but its own limit.
     #[cfg(feature = "test-util")]
     pub(crate) fn inner_alone(&self, scope: &super::Scope) -> Self {
         self.collector.limit_to(scope.max_tasks);
-        self.inner(&scope.executor)
+        self.inner(scope)
     }
 
     pub(super) fn executor(&self) -> &Executor {

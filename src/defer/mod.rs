@@ -11,6 +11,8 @@ mod hold;
 mod missing;
 #[cfg(all(test, defer_loom))]
 mod models;
+#[cfg(feature = "events")]
+mod outbox;
 mod registration;
 mod scope;
 mod sweep;
@@ -20,5 +22,7 @@ pub(crate) use ending::{Ending, Head};
 pub use handle::Defer;
 pub(crate) use hold::Hold;
 pub use missing::{MissingLayer, RequestExt};
+#[cfg(feature = "events")]
+pub(crate) use outbox::head_only;
 pub use registration::{DeferPermit, DeferReserve};
 pub(crate) use scope::Scope;

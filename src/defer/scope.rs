@@ -12,6 +12,9 @@ pub(crate) struct Scope {
     pub(crate) executor: Executor,
     pub(crate) max_tasks: usize,
     pub(crate) sweep: Arc<Sweep>,
+    /// What its requests emit goes here.
+    #[cfg(feature = "events")]
+    pub(crate) events: Option<Arc<crate::event::Hub>>,
     #[cfg(feature = "test-util")]
     pub(crate) test: Option<Arc<crate::test_util::TestScope>>,
 }
@@ -22,11 +25,25 @@ impl Scope {
             executor,
             max_tasks,
             sweep: Arc::new(Sweep::new(max_hold)),
+            #[cfg(feature = "events")]
+            events: None,
             #[cfg(feature = "test-util")]
             test: None,
         };
         scope.attach_to(scope.executor.shared());
         scope
+    }
+
+    /// Deliveries run on the layer's executor, unless they have one; what their store has starts now,
+    /// where there is a runtime, else with the first request that emits.
+    #[cfg(feature = "events")]
+    pub(crate) fn begin(&self) {
+        if let Some(events) = &self.events {
+            events.bind(&self.executor);
+            if tokio::runtime::Handle::try_current().is_ok() {
+                events.ensure_running();
+            }
+        }
     }
 
     /// A drain of this executor finds what the layer's requests hold.

@@ -135,6 +135,7 @@ fn running(shared: &Shared, node: &Node, name: Name, context: Option<&TaskContex
         first_seen: None,
         stuck: None,
         abandoned: false,
+        lent: node.is_lent(),
     }
 }
 
@@ -178,7 +179,7 @@ pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &S
     // A retry ends when the task gives up; a last chance has its whole time.
     if node
         .settings()
-        .is_some_and(|s| s.attempts > 0 && !s.last_chance)
+        .is_some_and(|s| s.attempts > 0 && !s.last_chance && s.lent.is_none())
     {
         limit = limit.min(shared.give_up_at(node).since(now));
     }

@@ -11,6 +11,7 @@ pub(crate) struct Counters {
     pub(crate) discarded: Count,
     pub(crate) skipped: Count,
     pub(crate) cancelled: Count,
+    pub(crate) kept: Count,
     pub(crate) rejected_full: Count,
     pub(crate) rejected_request: Count,
     pub(crate) rejected_closed: Count,

@@ -9,6 +9,8 @@
 use std::panic::Location;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use super::Shared;
 use super::report::{DrainReport, Unfinished, UnfinishedState};
 use crate::clock::Tick;
@@ -30,6 +32,8 @@ const ABANDONED: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Drain {
     phase: AtomicU32,
+    /// Whoever feeds the executor stops when it begins.
+    begun: Notify,
     log: Mutex<Log>,
 }
 
@@ -55,12 +59,14 @@ struct Totals {
     discarded: u64,
     skipped: u64,
     cancelled: u64,
+    kept: u64,
 }
 
 impl Default for Drain {
     fn default() -> Self {
         Self {
             phase: AtomicU32::new(OPEN),
+            begun: Notify::new(),
             log: Mutex::new(Log::default()),
         }
     }
@@ -146,6 +152,21 @@ impl Shared {
         self.drain_report(timed_out)
     }
 
+    /// Ready once a drain has begun: what feeds the executor from elsewhere stops then.
+    #[cfg(feature = "events")]
+    pub(crate) async fn draining(&self) {
+        let mut begun = std::pin::pin!(self.drain.begun.notified());
+        begun.as_mut().enable();
+        if !self.drain.has_begun() {
+            begun.await;
+        }
+    }
+
+    #[cfg(feature = "events")]
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain.has_begun()
+    }
+
     fn no_more_requests(&self, responses: bool) -> bool {
         let (handlers, open) = self.open_requests();
         handlers == 0 && (open == 0 || !responses)
@@ -180,6 +201,7 @@ impl Shared {
             self.drain
                 .phase
                 .compare_exchange(OPEN, DRAINING, Ordering::SeqCst, Ordering::SeqCst);
+        self.drain.begun.notify_waiters();
         // After the beginning was noted: what it sets going belongs to its report.
         self.kick();
         self.hurry();
@@ -238,6 +260,11 @@ impl Shared {
                 continue;
             };
             observe::still_running(self, &running);
+            if running.lent {
+                // Its keeper has its place, and hears of its end if there is one.
+                self.counters.kept.add(1);
+                continue;
+            }
             let state = UnfinishedState::StillRunning;
             let failed = running.attempt - 1;
             self.drain.write(
@@ -259,6 +286,7 @@ impl Shared {
             discarded: self.counters.discarded.get(),
             skipped: self.counters.skipped.get(),
             cancelled: self.counters.cancelled.get(),
+            kept: self.counters.kept.get(),
         }
     }
 
@@ -275,7 +303,7 @@ impl Shared {
             discarded: now.discarded - then.discarded,
             skipped: now.skipped - then.skipped,
             cancelled: now.cancelled - then.cancelled,
-            kept: 0,
+            kept: now.kept - then.kept,
             dead_letters: self.letters.len() as u64,
             unfinished: log.unfinished.clone(),
             unnamed: log.unnamed,

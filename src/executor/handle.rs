@@ -188,7 +188,11 @@ impl Executor {
         &self.shared
     }
 
-    fn accept<H: Deref<Target = Shared>>(&self, mut node: Node, place: Place<H>) -> TaskHandle {
+    pub(crate) fn accept<H: Deref<Target = Shared>>(
+        &self,
+        mut node: Node,
+        place: Place<H>,
+    ) -> TaskHandle {
         self.shared.accept(&mut node, place);
         observe::submitted(&mut node);
         let handle = TaskHandle::accepted(node.id(), self.shared.clone());

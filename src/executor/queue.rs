@@ -196,10 +196,14 @@ impl<T: Link> Queue<T> {
         }
     }
 
-    /// Takes the oldest of the new tasks.
-    pub(crate) fn pop_oldest(&self) -> Option<T> {
+    /// Takes the oldest of the new tasks that may be taken. Nearly always that is the first one.
+    pub(crate) fn pop_oldest(&self, mut may_go: impl FnMut(&T) -> bool) -> Option<T> {
         let mut state = self.state.lock();
-        let item = state.ready.pop()?;
+        let item = if state.ready.peek().is_some_and(|item| may_go(item)) {
+            state.ready.pop()?
+        } else {
+            state.ready.remove(may_go)?
+        };
         state.taken += 1;
         Some(item)
     }

@@ -39,6 +39,8 @@ pub(crate) struct Running {
     pub(crate) stuck: Option<Duration>,
     /// A drain has counted it as cancelled; its worker must not count it again.
     pub(crate) abandoned: bool,
+    /// It is kept elsewhere, and its place is its keeper's.
+    pub(crate) lent: bool,
 }
 
 impl Slots {

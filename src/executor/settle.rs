@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use super::Shared;
 use super::attempt::{self, Begun, Outcome};
@@ -16,7 +17,7 @@ use crate::error::{Class, TaskError, bounded_text, error_text, panic_text};
 use crate::observe;
 use crate::retry::{Decision, DiscardReason, FailedAttempt, decide};
 use crate::sync::Arc;
-use crate::task::{AttemptRecord, Fifo, Node};
+use crate::task::{AttemptRecord, Fifo, Kept, Lent, Node};
 
 impl Shared {
     #[inline(always)]
@@ -29,6 +30,10 @@ impl Shared {
     ) {
         if slot.end() || matches!(outcome, Outcome::Abandoned) {
             observe::abandoned_ended(&node);
+            let mut node = node;
+            if let (Some(lent), Outcome::Completed) = (node.take_lent(), &outcome) {
+                lent.keeper.ended(Kept::Completed);
+            }
             observe::panic_in_drop(node.drop_quietly());
             let dropped = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
             observe::panic_in_drop(dropped.err().map(panic_text));
@@ -64,12 +69,23 @@ impl Shared {
     }
 
     #[inline]
-    fn completed(&self, node: Node) {
+    fn completed(&self, mut node: Node) {
         observe::completed(self, &node);
+        let lent = node.take_lent();
         // Dropped before it is counted: what it captured is free when the executor says so.
         observe::panic_in_drop(node.drop_quietly());
         self.counters.completed.add(1);
-        self.give_back();
+        match lent {
+            None => self.give_back(),
+            Some(lent) => self.tell(lent, Kept::Completed),
+        }
+    }
+
+    /// Its keeper gives its place back, when it has written this down.
+    #[cold]
+    fn tell(&self, lent: Lent, end: Kept) {
+        lent.keeper.ended(end);
+        observe::changed(self);
     }
 
     fn skipped(&self, node: Node) {
@@ -109,6 +125,36 @@ impl Shared {
         }
     }
 
+    /// An attempt of what is kept elsewhere failed: its keeper hears what comes of it.
+    fn failed_lent(&self, node: Node, lent: Lent, end: Kept) {
+        match &end {
+            Kept::Retry(delay, text) => {
+                self.counters.retries.add(1);
+                observe::retrying(self, &node, node.attempts(), *delay, text);
+            }
+            Kept::Discarded(reason, text) => {
+                observe::discarded(self, &node, *reason, text);
+                self.drain.note(
+                    &node,
+                    UnfinishedState::Discarded(*reason),
+                    Some(text.clone()),
+                );
+            }
+            Kept::Unreadable(text) => observe::unreadable(&node, text),
+            Kept::Completed => {}
+        }
+        if !matches!(end, Kept::Discarded(..)) {
+            observe::kept(self, &node);
+        }
+        observe::panic_in_drop(node.drop_quietly());
+        let counter = match end {
+            Kept::Discarded(..) => &self.counters.discarded,
+            _ => &self.counters.kept,
+        };
+        counter.add(1);
+        self.tell(lent, end);
+    }
+
     fn failed(self: &Arc<Self>, mut node: Node, class: Class, text: String) {
         let reusable = node.body().reusable();
         let text: Arc<str> = bounded_text(|out| out.write_str(&text)).into();
@@ -122,7 +168,9 @@ impl Shared {
             error: text.clone(),
         });
         let now = self.clock.now();
-        let age = now.since(node.header().queued_at);
+        let lent = node.take_lent();
+        let before = lent.as_ref().map_or(Duration::ZERO, |lent| lent.age);
+        let age = now.since(node.header().queued_at).saturating_add(before);
         let retry = node
             .settings()
             .and_then(|s| s.retry.as_ref())
@@ -134,7 +182,16 @@ impl Shared {
             last,
             random: clock::random(),
         };
-        match decide(retry, failed) {
+        let decision = decide(retry, failed);
+        if let Some(lent) = lent {
+            let end = match decision {
+                _ if class == Class::Unreadable => Kept::Unreadable(text),
+                Decision::Retry(delay) => Kept::Retry(delay, text),
+                Decision::Discard(reason) => Kept::Discarded(reason, text),
+            };
+            return self.failed_lent(node, lent, end);
+        }
+        match decision {
             Decision::Retry(delay) => {
                 self.counters.retries.add(1);
                 observe::retrying(self, &node, attempt, delay, &text);
@@ -186,12 +243,25 @@ impl Shared {
     }
 
     /// A task that did not come to its end: taken back by its handle, or abandoned.
-    pub(crate) fn cancel(&self, node: Node, state: UnfinishedState) {
+    pub(crate) fn cancel(&self, mut node: Node, state: UnfinishedState) {
+        if let Some(lent) = node.take_lent() {
+            return self.hand_back(node, lent);
+        }
         observe::cancelled(self, &node, state);
         self.drain.note(&node, state, None);
         observe::panic_in_drop(node.drop_quietly());
         self.counters.cancelled.add(1);
         self.give_back();
+    }
+
+    /// It goes back to its keeper as if it had not been lent.
+    #[cold]
+    fn hand_back(&self, node: Node, lent: Lent) {
+        observe::kept(self, &node);
+        observe::panic_in_drop(node.drop_quietly());
+        self.counters.kept.add(1);
+        drop(lent);
+        observe::changed(self);
     }
 
     /// The worker of a task is gone before the task's end.

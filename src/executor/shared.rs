@@ -119,13 +119,29 @@ impl Shared {
     fn pop_oldest(&self) -> Option<Node> {
         let quick = self.queue.oldest(|node| node.header().queued_at);
         let blocking = self.blocking.pop_older(quick);
-        blocking.or_else(|| self.queue.pop_oldest())
+        // What a store lent would only come back from there.
+        blocking.or_else(|| self.queue.pop_oldest(|node| !node.is_lent()))
     }
 
     #[inline]
     pub(crate) fn try_admit(&self) -> Result<Place<&Self>, RejectReason> {
         self.admission.try_take()?;
         Ok(Place::new(self))
+    }
+
+    /// As [`try_admit`](Self::try_admit), for who keeps the place.
+    #[cfg(feature = "events")]
+    pub(crate) fn try_place(self: &Arc<Self>) -> Option<Place> {
+        self.admission.try_take().ok()?;
+        Some(Place::new(self.clone()))
+    }
+
+    /// Accepts a task whose place is its keeper's.
+    #[cfg(feature = "events")]
+    pub(crate) fn accept_lent(&self, node: &mut Node) {
+        node.identify();
+        self.counters.accepted.add(1);
+        observe::accepted(self, node);
     }
 
     /// Gives a task its place, and its identity.

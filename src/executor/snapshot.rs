@@ -8,7 +8,7 @@ use crate::task::TaskId;
 
 /// The state of an executor.
 ///
-/// `accepted = completed + discarded + skipped + cancelled + outstanding`, exactly when it is quiet;
+/// `accepted = completed + discarded + skipped + cancelled + kept + outstanding`, exactly when it is quiet;
 /// under load the numbers are read one after the other and differ by the transitions in flight.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -23,6 +23,9 @@ pub struct Snapshot {
     pub skipped: u64,
     /// Tasks that were taken back, abandoned at a drain's deadline, or lost with their runtime.
     pub cancelled: u64,
+    /// Deliveries that went back to their store: for another attempt, because nobody here can run
+    /// them, or unfinished at a drain.
+    pub kept: u64,
     /// Tasks that were not accepted because the executor was full.
     pub rejected_full: u64,
     /// Tasks that were not accepted because their request had registered too many.
@@ -113,15 +116,18 @@ impl Shared {
         let (handlers, responses) = self.open_requests();
         let (completed, discarded) = (c.completed.get(), c.discarded.get());
         let (skipped, cancelled) = (c.skipped.get(), c.cancelled.get());
+        let kept = c.kept.get();
         // Read last: each of its tasks may have ended since, and then the difference is not negative.
         let accepted = c.accepted.get();
-        let outstanding = accepted.saturating_sub(completed + discarded + skipped + cancelled);
+        let outstanding =
+            accepted.saturating_sub(completed + discarded + skipped + cancelled + kept);
         Snapshot {
             accepted,
             completed,
             discarded,
             skipped,
             cancelled,
+            kept,
             rejected_full: c.rejected_full.get(),
             rejected_request_limit: c.rejected_request.get(),
             rejected_closed: c.rejected_closed.get(),

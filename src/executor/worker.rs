@@ -112,7 +112,12 @@ impl Worker {
             self.shared.cancel(node, state);
             return Poll::Ready(());
         }
-        if self.shared.is_too_late(&node) {
+        // A drain takes no new attempt from a store. Asked second: the first is nearly always false.
+        if node.is_lent() && self.shared.drain.has_begun() {
+            self.shared.cancel(node, UnfinishedState::NeverStarted);
+            return Poll::Ready(());
+        }
+        if !node.is_lent() && self.shared.is_too_late(&node) {
             self.shared.give_up(node);
             return Poll::Ready(());
         }

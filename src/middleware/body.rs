@@ -46,6 +46,9 @@ pub(super) struct Watch {
     error: Option<Arc<str>>,
     /// We are within the inner body: dropped now, it has panicked.
     entered: bool,
+    /// The answer was not given: the head says so, and the inner body is not asked.
+    #[cfg(feature = "events")]
+    refused: bool,
 }
 
 /// The largest piece that is guarded as one. A server lets go of a piece when all of it is written, and
@@ -56,6 +59,14 @@ const PIECE: usize = 256 * 1024;
 impl<B> DeferBody<B> {
     pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
         Self { inner, watch }
+    }
+
+    fn is_refused(&self) -> bool {
+        #[cfg(feature = "events")]
+        let refused = self.watch.as_ref().is_some_and(|watch| watch.refused);
+        #[cfg(not(feature = "events"))]
+        let refused = false;
+        refused
     }
 
     /// What the server has not asked for yet of a chunk that was cut.
@@ -82,6 +93,10 @@ where
         let Some(watch) = this.watch else {
             return this.inner.poll_frame(cx);
         };
+        #[cfg(feature = "events")]
+        if watch.refused {
+            return Poll::Ready(None);
+        }
         if let Some(piece) = watch.next_piece() {
             watch.seen.ended |= watch.rest.is_empty() && this.inner.is_end_stream();
             return Poll::Ready(Some(Ok(piece)));
@@ -111,10 +126,16 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.is_refused() {
+            return true;
+        }
         self.rest() == 0 && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.is_refused() {
+            return SizeHint::with_exact(0);
+        }
         let rest = self.rest();
         let mut hint = self.inner.size_hint();
         if rest > 0 {
@@ -136,7 +157,17 @@ impl Watch {
             error: None,
             entered: false,
             rest: Bytes::new(),
+            #[cfg(feature = "events")]
+            refused: false,
         }
+    }
+
+    /// Of an answer that was not given: its body is empty.
+    #[cfg(feature = "events")]
+    pub(super) fn refused(mut self) -> Self {
+        self.refused = true;
+        self.seen.bodiless = true;
+        self
     }
 
     /// The next piece of a chunk that was cut.

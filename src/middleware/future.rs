@@ -13,6 +13,10 @@ use super::DeferBody;
 use super::body::Watch;
 #[cfg(feature = "test-util")]
 use super::inline;
+#[cfg(feature = "events")]
+use super::recorded;
+#[cfg(feature = "events")]
+use crate::defer::head_only;
 use crate::defer::{Collector, Ending, Head, Hold};
 use crate::response::{BodySeen, End};
 use crate::sync::Arc;
@@ -25,13 +29,16 @@ use crate::sync::Arc;
 /// # Panics
 ///
 /// When it is polled after it was ready.
-#[pin_project]
+#[pin_project(project = DeferFutureProjection)]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct DeferFuture<F: Future> {
     /// None once it has answered: it is dropped before anything is released.
     #[pin]
     inner: Option<F>,
+    /// The answer, while the events of its request are being recorded.
+    #[cfg(feature = "events")]
+    recording: Option<Box<recorded::Waiting<F::Output>>>,
     /// None in an inner layer. After `inner`, so that it is dropped after it.
     unanswered: Option<Unanswered>,
     /// The test kit's inline mode: the tasks end before the answer is given.
@@ -61,6 +68,8 @@ impl<F: Future> DeferFuture<F> {
     pub(super) fn new(inner: F, unanswered: Unanswered) -> Self {
         Self {
             inner: Some(inner),
+            #[cfg(feature = "events")]
+            recording: None,
             unanswered: Some(unanswered),
             #[cfg(feature = "test-util")]
             inline: None,
@@ -70,6 +79,8 @@ impl<F: Future> DeferFuture<F> {
     pub(super) fn inner(inner: F) -> Self {
         Self {
             inner: Some(inner),
+            #[cfg(feature = "events")]
+            recording: None,
             unanswered: None,
             #[cfg(feature = "test-util")]
             inline: None,
@@ -93,18 +104,10 @@ where
                 .poll(cx)
                 .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
         }
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
-            panic!("`DeferFuture` polled after it was ready");
-        };
-        if let Some(unanswered) = this.unanswered.as_mut() {
-            unanswered.entered = true;
-        }
-        let polled = inner.poll(cx);
-        if let Some(unanswered) = this.unanswered.as_mut() {
-            unanswered.entered = false;
-        }
-        let result = ready!(polled);
-        this.inner.set(None);
+        #[cfg(not(feature = "events"))]
+        let result = ready!(this.poll_inner(cx));
+        #[cfg(feature = "events")]
+        let (result, refused) = ready!(this.poll_recorded(cx));
         let unanswered = this.unanswered.take();
         #[cfg(feature = "test-util")]
         if let Some(tasks) = unanswered.as_ref().and_then(Unanswered::inline) {
@@ -119,6 +122,12 @@ where
         Poll::Ready(match result {
             Ok(response) => {
                 let watch = unanswered.and_then(|unanswered| unanswered.answer(&response));
+                #[cfg(feature = "events")]
+                let watch = if refused {
+                    watch.map(Watch::refused)
+                } else {
+                    watch
+                };
                 Ok(response.map(|body| DeferBody::new(body, watch)))
             }
             Err(error) => {
@@ -131,7 +140,68 @@ where
     }
 }
 
+impl<F, B, E> DeferFutureProjection<'_, F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+{
+    /// The handler, up to its answer.
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(inner) = self.inner.as_mut().as_pin_mut() else {
+            panic!("`DeferFuture` polled after it was ready");
+        };
+        if let Some(unanswered) = self.unanswered.as_mut() {
+            unanswered.entered = true;
+        }
+        let polled = inner.poll(cx);
+        if let Some(unanswered) = self.unanswered.as_mut() {
+            unanswered.entered = false;
+        }
+        let result = ready!(polled);
+        self.inner.set(None);
+        Poll::Ready(result)
+    }
+
+    /// The same, and then its events on their way to the store. Whether they could not be recorded, and
+    /// the answer says so.
+    #[cfg(feature = "events")]
+    fn poll_recorded(&mut self, cx: &mut Context<'_>) -> Poll<(F::Output, bool)> {
+        if self.recording.is_none() {
+            let result = ready!(self.poll_inner(cx));
+            let recording = self.unanswered.as_ref().and_then(|u| u.record(&result));
+            let Some(recording) = recording else {
+                return Poll::Ready((result, false));
+            };
+            *self.recording = Some(recorded::Waiting::new(result, recording));
+        }
+        let Some(waiting) = self.recording else {
+            unreachable!("it has just been set");
+        };
+        let (mut result, recorded) = ready!(waiting.poll(cx));
+        *self.recording = None;
+        let refused = match &mut result {
+            Ok(response) if recorded.is_err() => {
+                recorded::refuse(response);
+                true
+            }
+            // What failed already fails as it did.
+            Ok(_) | Err(_) => false,
+        };
+        Poll::Ready((result, refused))
+    }
+}
+
 impl Unanswered {
+    /// Its events, where the answer lets them be recorded.
+    #[cfg(feature = "events")]
+    fn record<B, E>(&self, result: &Result<Response<B>, E>) -> Option<crate::event::Recording> {
+        let hold = self.hold.as_ref()?;
+        hold.collector().record(|| match result {
+            Ok(response) => head_only(Some(head_of(response)), End::Complete),
+            Err(_) => head_only(None, End::Failed),
+        })
+    }
+
     pub(super) fn new<B>(collector: Arc<Collector>, request: &Request<B>) -> Self {
         let asked = Asked {
             head: request.method() == Method::HEAD,
@@ -171,10 +241,7 @@ impl Unanswered {
             ..BodySeen::default()
         };
         // After all that the body was asked: its answers are the user's code.
-        hold.collector().head(|| Head {
-            status: response.status(),
-            grpc_status: grpc_status(response.headers()),
-        });
+        hold.collector().head(|| head_of(response));
         Some(Watch::new(hold, seen))
     }
 
@@ -192,10 +259,7 @@ impl Unanswered {
         let Ok(response) = result else {
             return finish(&hold, End::Failed);
         };
-        hold.collector().head(|| Head {
-            status: response.status(),
-            grpc_status: grpc_status(response.headers()),
-        });
+        hold.collector().head(|| head_of(response));
         hold.collector().end(Ending {
             bytes: response.body().size_hint().exact().unwrap_or_default(),
             ..Ending::without_response(End::Complete)
@@ -210,7 +274,20 @@ impl Unanswered {
     }
 }
 
+fn head_of<B>(response: &Response<B>) -> Head {
+    Head {
+        status: response.status(),
+        grpc_status: grpc_status(response.headers()),
+    }
+}
+
+/// There is no answer.
 fn finish(hold: &Hold, end: End) {
+    // What its events have been asked by then, they are not asked again.
+    #[cfg(feature = "events")]
+    if let Some(recording) = hold.collector().record(|| head_only(None, end)) {
+        recording.go_on();
+    }
     hold.collector().end(Ending::without_response(end));
     hold.collector().close();
 }

@@ -99,7 +99,20 @@ impl DeferLayer {
 
     /// Runs the tasks on this executor, which may be shared with other layers. Default: one of its own.
     pub fn executor(self, executor: Executor) -> Self {
-        Self::with(executor, self.settings)
+        let layer = Self::with(executor, self.settings);
+        #[cfg(feature = "events")]
+        let layer = layer.with_events(self.scope.events.clone());
+        layer
+    }
+
+    /// Where [`Defer::emit`](crate::Defer::emit) goes: subscribers, and the store that keeps what they
+    /// are to hear. Deliveries run on the layer's executor, unless the events have one of their own.
+    ///
+    /// With a store, what it still has is delivered from the moment when the layer is applied within a
+    /// runtime, else from the first request.
+    #[cfg(feature = "events")]
+    pub fn events<S>(self, events: crate::event::Events<S>) -> Self {
+        self.with_events(Some(events.into_hub()))
     }
 
     /// How many tasks a request may register; at least 1. Default: 1,024. What goes beyond is rejected with
@@ -151,7 +164,22 @@ impl DeferLayer {
         let layer = Self::with(self.scope.executor.clone(), settings);
         #[cfg(feature = "test-util")]
         let layer = layer.tested(test);
+        #[cfg(feature = "events")]
+        let layer = layer.with_events(self.scope.events.clone());
         layer
+    }
+
+    #[cfg(feature = "events")]
+    fn with_events(self, events: Option<Arc<crate::event::Hub>>) -> Self {
+        let (executor, settings) = (self.scope.executor.clone(), self.settings);
+        let mut scope = Scope::new(executor, settings.max_tasks, settings.max_hold);
+        scope.events = events;
+        #[cfg(feature = "test-util")]
+        {
+            scope.test.clone_from(&self.scope.test);
+        }
+        let scope = Arc::new(scope);
+        Self { scope, settings }
     }
 
     #[cfg(feature = "test-util")]
@@ -185,6 +213,8 @@ impl<S> Layer<S> for DeferLayer {
     type Service = DeferService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        #[cfg(feature = "events")]
+        self.scope.begin();
         DeferService::new(inner, self.scope.clone())
     }
 }

@@ -8,6 +8,8 @@ mod future;
 #[cfg(feature = "test-util")]
 mod inline;
 mod layer;
+#[cfg(feature = "events")]
+mod recorded;
 mod service;
 
 pub use body::DeferBody;

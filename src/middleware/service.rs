@@ -50,7 +50,7 @@ where
         if let Some(outer) = request.extensions().get::<Defer>() {
             // An inner layer: one collector per request, so that nothing fires before the outer body
             // is out.
-            let inner = outer.inner(&self.scope.executor);
+            let inner = outer.inner(&self.scope);
             request.extensions_mut().insert(inner);
             return DeferFuture::inner(self.inner.call(request));
         }

@@ -138,6 +138,30 @@ pub(crate) fn cancelled(shared: &Shared, node: &Node, state: UnfinishedState) {
     }
 }
 
+/// It went back to the store that lent it.
+pub(crate) fn kept(shared: &Shared, node: &Node) {
+    note(
+        shared,
+        Happening::Ended {
+            node,
+            outcome: "kept",
+            reason: None,
+            error: None,
+        },
+    );
+    if enabled(Level::DEBUG) {
+        debug!( target: TARGET, { task.name = node.name().as_str(),
+            task.id = %node.id() }, "delivery kept by its store");
+    }
+}
+
+/// What the store has of it cannot be read any more.
+pub(crate) fn unreadable(node: &Node, error: &str) {
+    warn!( target: TARGET, { task.name = node.name().as_str(),
+        task.location = %node.header().location,
+        error }, "delivery parked: its payload does not decode");
+}
+
 pub(crate) fn still_running(shared: &Shared, running: &Running) {
     note(shared, Happening::Abandoned(running));
     warn!( target: TARGET, { task.name = running.name.as_str(),

@@ -199,12 +199,15 @@ pub(super) fn note(shared: &Shared, happening: &Happening<'_>) {
                 let age = shared.clock.now().since(node.header().queued_at);
                 // A task that was cancelled before the release has no age.
                 let released = node.header().queued_at > crate::clock::Tick::ZERO;
-                if released || outcome != "cancelled" {
+                if released || !matches!(outcome, "cancelled" | "kept") {
                     let labels = vec![task(&node.name()), Label::new(OUTCOME, outcome)];
                     told.time(AGE, labels, age);
                 }
             }
-            Happening::Abandoned(running) => told.ended(&running.name, "cancelled", None),
+            Happening::Abandoned(running) => {
+                let outcome = if running.lent { "kept" } else { "cancelled" };
+                told.ended(&running.name, outcome, None);
+            }
             Happening::Stuck(name) => told.count(STUCK, vec![task(name)]),
             Happening::Replayed(node) => told.count(REPLAYED, vec![task(&node.name())]),
             Happening::DeadLetterLost(name) => {

@@ -7,6 +7,8 @@
 //! load; without a recorder each metric is a look at one thread-local and one atomic.
 
 mod complaint;
+#[cfg(feature = "events")]
+mod deliveries;
 mod events;
 mod happening;
 #[cfg(feature = "metrics")]
@@ -14,6 +16,8 @@ mod metrics;
 mod span;
 
 pub(crate) use complaint::{Complaint, Complaints, commonest};
+#[cfg(feature = "events")]
+pub(crate) use deliveries::*;
 pub(crate) use events::*;
 #[cfg(feature = "test-util")]
 pub(crate) use happening::Happening;

@@ -70,7 +70,7 @@ impl std::fmt::Display for DiscardReason {
 pub(crate) fn decide(retry: &Retry, failed: FailedAttempt) -> Decision {
     let delay = match failed.class {
         Class::Panicked => return Decision::Discard(DiscardReason::Panicked),
-        Class::Fatal => return Decision::Discard(DiscardReason::Fatal),
+        Class::Fatal | Class::Unreadable => return Decision::Discard(DiscardReason::Fatal),
         Class::NotRetryable => return Decision::Discard(DiscardReason::NotRetryable),
         Class::TimedOut if !retry.retries_timeouts() => {
             return Decision::Discard(DiscardReason::TimedOut);

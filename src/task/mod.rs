@@ -7,6 +7,7 @@ mod body;
 mod condition;
 mod context;
 mod id;
+mod keeper;
 mod list;
 mod name;
 mod node;
@@ -18,6 +19,9 @@ pub use condition::When;
 pub use context::TaskContext;
 pub(crate) use context::{Attempt, Follows, Origin};
 pub use id::TaskId;
+#[cfg(feature = "events")]
+pub(crate) use keeper::Keeper;
+pub(crate) use keeper::{Kept, Lent};
 pub(crate) use list::{Fifo, Link};
 pub(crate) use name::Name;
 pub(crate) use node::Node;

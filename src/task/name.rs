@@ -48,6 +48,13 @@ impl From<Cow<'static, str>> for Name {
     }
 }
 
+#[cfg(feature = "events")]
+impl From<Arc<str>> for Name {
+    fn from(name: Arc<str>) -> Self {
+        Name::Shared(name)
+    }
+}
+
 /// The function that holds the closure or the future `F`.
 pub(crate) fn of<F>() -> &'static str {
     of_closure(std::any::type_name::<F>())

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use pin_project::pin_project;
 
 use super::id::Sequence;
-use super::{Body, Link, Name, Origin, Settings, TaskId, When};
+use super::{Body, Lent, Link, Name, Origin, Settings, TaskId, When};
 use crate::clock::Tick;
 use crate::error::panic_text;
 use crate::sync::Arc;
@@ -100,6 +100,20 @@ impl Node {
     /// Failed attempts so far.
     pub(crate) fn attempts(&self) -> u32 {
         self.settings().map_or(0, |settings| settings.attempts)
+    }
+
+    /// Whether it is kept elsewhere.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.settings()
+            .is_some_and(|settings| settings.lent.is_some())
+    }
+
+    /// Its keeper, where it has one.
+    pub(crate) fn take_lent(&mut self) -> Option<Lent> {
+        self.header_mut()
+            .settings
+            .as_mut()
+            .and_then(|settings| settings.lent.take())
     }
 
     /// Drops the task; what it captured is the user's, and its drop may panic. Returns what it said.

@@ -7,7 +7,7 @@ use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
 use super::body::{Blocking, Once, Plain, Repeat, WithContext, WithState};
-use super::{Follows, Name, Node, TaskContext, TaskOutput, When};
+use super::{Follows, Lent, Name, Node, TaskContext, TaskOutput, When};
 use crate::clock::Tick;
 use crate::retry::Retry;
 use crate::sync::Arc;
@@ -60,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) admitted: bool,
     /// The first failures and the last ones, over all replays.
     pub(crate) history: Vec<AttemptRecord>,
+    /// It is kept elsewhere, and lent for this attempt.
+    pub(crate) lent: Option<Lent>,
 }
 
 /// A failed attempt, as a dead letter remembers it.

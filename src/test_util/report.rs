@@ -48,6 +48,8 @@ pub enum TaskState {
     Skipped,
     /// It was taken back, or abandoned.
     Cancelled,
+    /// A store lent it, and has it back: for another attempt, or unfinished.
+    Kept,
     /// It was not accepted.
     Rejected(RejectReason),
 }
@@ -58,6 +60,7 @@ impl TaskState {
             "completed" => TaskState::Completed,
             "discarded" => TaskState::Discarded,
             "skipped" => TaskState::Skipped,
+            "kept" => TaskState::Kept,
             _ => TaskState::Cancelled,
         }
     }
@@ -70,6 +73,7 @@ impl TaskState {
             TaskState::Discarded => "discarded",
             TaskState::Skipped => "skipped",
             TaskState::Cancelled => "cancelled",
+            TaskState::Kept => "kept",
             TaskState::Rejected(_) => "rejected",
         }
     }

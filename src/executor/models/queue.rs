@@ -153,7 +153,7 @@ fn loom_a_cancel_races_with_the_start() {
             let crew = crew.clone();
             spawn(move || crew.queue.remove(|item| item.number == 1))
         };
-        let oldest = crew.queue.pop_oldest();
+        let oldest = crew.queue.pop_oldest(|_| true);
         let cancelled = cancel.join().unwrap();
         crew.join_all();
         let mut seen = crew.state.lock().ran.clone();
