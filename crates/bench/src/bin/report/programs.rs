@@ -64,7 +64,7 @@ pub(crate) const ALL: &[Program] = &[
     },
     Program {
         title: "A response that records an event",
-        command: "cargo bench --bench recorded --features sqlite --",
+        command: "cargo bench --bench recorded --features axum,sqlite --",
         quick: "--quick",
         targets: &[15],
         markdown: false,
