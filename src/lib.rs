@@ -54,8 +54,12 @@
 //! | on shutdown | drained until a deadline; what is left is named: [`DrainReport`] |
 //! | on a crash | lost |
 //!
-//! Nothing that was accepted ends in silence: a task is completed, skipped, discarded or cancelled, once,
-//! and each of these is counted ([`Snapshot`]) and logged (`tracing`, target `tower_defer`: a retry at
+//! What must survive the process is an **event** with a store (features `events`, `sqlite`): the handler
+//! says what has happened, it is recorded before the client sees the answer, and every function that
+//! subscribes to it gets it at least once, through crashes and restarts. The module `event` says how.
+//!
+//! Nothing that was accepted ends in silence: a task is completed, skipped, discarded, cancelled or kept by
+//! its store, once, and each of these is counted ([`Snapshot`]) and logged (`tracing`, target `tower_defer`: a retry at
 //! level `info`, a dead letter at `warn`, a completed or skipped task at `debug`; without a subscriber
 //! nothing is seen).
 //!
@@ -70,6 +74,8 @@
 //!   **discarded**, which makes it a **dead letter**. It is **skipped** where its condition does not
 //!   hold, **rejected** where there is no room, **cancelled** where its handle takes it back or a drain
 //!   gives it up.
+//! - An **event** is a fact, a **subscriber** a named function that listens to it, a **delivery** one
+//!   event for one subscriber. What nobody here can run is **parked**.
 //! - A response is **stalled** when its client takes nothing for [`max_hold`](DeferLayer::max_hold).
 //!
 //! Import names, not `*`: the modules `axum`, `tonic` and `hyper` of this crate would make
@@ -84,14 +90,15 @@
 //! | have it run or not | [`When`], [`ResponseInfo`], [`End`] |
 //! | run it within bounds | [`Executor`], [`ExecutorBuilder`], [`Overflow`], [`Snapshot`] |
 //! | try again, or give up | [`TaskError`], [`Retry`], [`RetryBudget`], [`DeadLetters`] |
+//! | say what has happened | `event::Event`, `event::Events`, `event::Subscriber`, `Defer::emit`, `event::store` |
 //! | end | [`Shutdown`], [`Executor::drain`], [`DrainReport`] |
 //!
 //! # What it is not
 //!
 //! Not `tokio::spawn`: that starts at once, bounds nothing, retries nothing, and forgets its tasks when
 //! the runtime ends. Not `TaskTracker`, which waits for its tasks at shutdown and does no more. Not
-//! `tower::retry`, which repeats a request while the client waits. Not a job queue: what must survive a
-//! crash belongs into a database or a queue before the answer.
+//! `tower::retry`, which repeats a request while the client waits. Not a job queue: a task dies with
+//! its process, and what a store keeps is facts and their deliveries.
 //!
 //! # Where the layer stands
 //!
@@ -113,8 +120,8 @@
 //! - Timeouts and drains act at await points; what never reaches one is reported as stuck.
 //! - The tokio runtime needs its timer enabled.
 //! - With `panic = "abort"` a task that panics ends the process.
-//! - Tasks and dead letters are in memory: [`ExecutorBuilder::on_dead_letter`] is the hook to keep the
-//!   latter elsewhere.
+//! - Tasks and their dead letters are in memory: [`ExecutorBuilder::on_dead_letter`] is the hook to keep
+//!   the latter elsewhere. Events with a store are kept.
 //! - Another executor than the layer's ([`Defer::on`], an inner layer) is drained at shutdown only if
 //!   [`Shutdown::and`] names it.
 //! - A drain's report names at most 10,000 tasks and counts the rest.
@@ -132,9 +139,9 @@
 //!   `docs/observability.md`.
 //! - `opentelemetry`: attempts link to the request's trace, also when its span is closed
 //!   (`tracing-opentelemetry` 0.34).
-//! - `events`: `event::store`, the contract of a store for events, and its in-memory reference. Nothing
-//!   emits events yet; until something does, the module may change in any release.
-//! - `sqlite`: the same on SQLite, which is compiled in and needs a C compiler.
+//! - `events`: `event`, facts that any number of functions subscribe to, and the contract of a store
+//!   that keeps them through crashes.
+//! - `sqlite`: the embedded store, on SQLite, which is compiled in and needs a C compiler.
 //! - `test-util`: `test_util`, the kit for the tests of an application: capture, inline,
 //!   `send_and_drain`, injected ends; with `events` also the conformance suite for those who write a
 //!   store.
@@ -164,11 +171,12 @@ mod retry;
 // what of all this is seen,
 mod observe;
 
-// and how it ends.
-mod shutdown;
-
+// what is said to have happened, who listens, and what keeps it,
 #[cfg(feature = "events")]
 pub mod event;
+
+// and how it ends.
+mod shutdown;
 
 #[cfg(feature = "axum")]
 pub mod axum;

@@ -10,6 +10,7 @@
     feature = "axum",
     feature = "hyper",
     feature = "signal",
+    feature = "sqlite",
     feature = "tonic"
 ))]
 #![expect(
@@ -65,48 +66,99 @@ fn the_lines_to_try_name_the_features_that_cargo_asks_for() {
 }
 
 #[test]
-fn signup_answers_and_then_retries_the_mail() {
-    let example = Example::start("signup");
-    let answer = example.send(
-        "POST /users HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\
-         content-type: application/x-www-form-urlencoded\r\ncontent-length: 23\r\n\r\n\
-         email=ada%40example.org",
-    );
+fn signup_answers_at_once_survives_a_kill_and_replays_what_was_repaired() {
+    let file = scratch("signup.db");
+    let example = Example::start_with("signup", Some(&file));
+    let answer = example.send(SIGN_UP);
     assert!(answer.starts_with("HTTP/1.1 303 See Other\r\n"), "{answer}");
     assert!(answer.contains("location: /dashboard"), "{answer}");
 
-    let mail = r#"task.name="welcome-mail""#;
-    let completed = ["signup::sign_up", "newsletter", "audit", "pdf"].map(|name| {
-        let done = format!("task completed task.name=\"{name}\"");
-        example.wait_for(&done)
-    });
-    let sent = example.wait_for("mail sent");
-    let done = example.wait_for(&format!("task completed {mail}"));
-
+    // Recorded before the response, started after it, each on its own.
+    let begins = example.wait_for("trial begins");
     let returned = example.wait_for("handler returns");
-    let out = example.wait_for("response is out, tasks released tasks=5");
-    let started = example.wait_for("task started");
-    assert!(returned < out && out < started, "{example}");
-    assert!(completed.iter().all(|at| *at > out), "{example}");
-
+    let recorded = example.wait_for("events recorded events=1");
+    let out = example.wait_for("response is out, tasks released tasks=4");
+    assert!(returned < recorded && recorded < out, "{example}");
+    assert!(out < begins, "{example}");
+    let audited = example.wait_for("audited");
+    assert!(audited > out, "{example}");
+    let mail = r#"task.name="welcome-mail""#;
+    example.wait_for("mail sent");
     let failures = example.all(&format!("task failed, will be retried {mail}"));
     assert_eq!(failures.len(), 2, "{example}");
-    for (failure, attempt) in failures.iter().zip(["task.attempt=1", "task.attempt=2"]) {
-        let line = example.line(*failure);
-        assert!(
-            line.contains(attempt) && line.contains("delay_ms="),
-            "{line}"
-        );
-    }
-    assert!(failures[0] < failures[1] && failures[1] < sent, "{example}");
-    assert!(example.line(done).contains("task.attempt=3"), "{example}");
+    let sent = example.wait_for(&format!("task completed {mail}"));
+    assert!(example.line(sent).contains("task.attempt=3"), "{example}");
+    let dead = example.wait_for("task discarded, now a dead letter task.name=\"newsletter\"");
+    assert!(example.line(dead).contains("reason=\"fatal\""), "{example}");
+    let trial = example.line(begins);
+    assert!(trial.contains("key=\"1/start-trial\" attempt=1"), "{trial}");
+    assert!(example.all("trial started").is_empty(), "{example}");
+    // Not before its end is in the file: the process prints it a moment earlier.
+    example.get_until("/status", |body| body.contains("finished: 1,"));
+    example.kill();
 
-    let status = example.get_until("/status", |body| body.contains("outstanding: 0"));
-    for fact in ["accepted: 5,", "completed: 5,", "retries: 2,"] {
-        assert!(status.contains(fact), "{status}");
-    }
+    // The trial had not ended: it starts again, as the same delivery.
+    let example = Example::start_with("signup", Some(&file));
+    let again = example.line(example.wait_for("trial begins"));
+    assert!(again.contains("key=\"1/start-trial\" attempt=2"), "{again}");
+    example.wait_for("trial started");
+    assert!(example.all("mail sent").is_empty(), "{example}");
+    let status = example.get_until("/status", |body| body.contains("finished: 2,"));
+    let letter = "dead letters: 1 of newsletter: the newsletter has no list 0";
+    assert!(status.contains(letter), "{status}");
+
+    let repair = "POST /newsletter/repair HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\
+                  content-length: 0\r\n\r\n";
+    assert!(example.send(repair).ends_with("replayed: 1\n"), "{example}");
+    example.wait_for("on the newsletter's list");
+    assert!(example.send(repair).ends_with("replayed: 0\n"), "{example}");
+    let status = example.get_until("/status", |body| body.contains("finished: 3,"));
+    assert!(!status.contains("dead letters"), "{status}");
     let report = example.terminate().wait_for("drained in");
     assert!(example.line(report).contains("0 cancelled"), "{example}");
+    remove(&file);
+}
+
+#[test]
+fn signup_keeps_what_a_shutdown_does_not_finish() {
+    let file = scratch("kept.db");
+    let example = Example::start_with("signup", Some(&file));
+    // The mail's second failure waits for its next attempt, which is the file's affair.
+    example.send(SIGN_UP);
+    example.wait_for("trial begins");
+    example.wait_for("task failed, will be retried task.name=\"welcome-mail\"");
+    let report = example.terminate().wait_for("drained in");
+    // The running trial was let to its end.
+    example.wait_for("trial started");
+    assert!(example.line(report).contains("0 cancelled"), "{example}");
+
+    let example = Example::start_with("signup", Some(&file));
+    example.wait_for("mail sent");
+    example.get_until("/status", |body| body.contains("finished: 2,"));
+    assert!(example.all("trial begins").is_empty(), "{example}");
+    example.terminate();
+    remove(&file);
+}
+
+const SIGN_UP: &str = "POST /users HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\
+                       content-type: application/x-www-form-urlencoded\r\ncontent-length: 23\r\n\r\n\
+                       email=ada%40example.org";
+
+/// A file of this test's own, which is not there yet.
+fn scratch(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("defer-{}-{name}", std::process::id()));
+    remove(&path);
+    path
+}
+
+/// With what SQLite and the store keep beside it.
+fn remove(file: &Path) {
+    for suffix in ["", "-wal", "-shm", "-lock"] {
+        let mut path = file.as_os_str().to_owned();
+        path.push(suffix);
+        // It need not be there.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 #[test]
@@ -305,7 +357,15 @@ struct Lines {
 
 impl Example {
     fn start(name: &str) -> Self {
-        let mut child = Command::new(executable(name))
+        Self::start_with(name, None)
+    }
+
+    fn start_with(name: &str, events: Option<&Path>) -> Self {
+        let mut command = Command::new(executable(name));
+        if let Some(file) = events {
+            command.env("EVENTS_DB", file);
+        }
+        let mut child = command
             .env("PORT", "0")
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
@@ -353,6 +413,13 @@ impl Example {
             }
             assert!(Instant::now() < deadline, "{answer}");
         }
+    }
+
+    /// SIGKILL, and waits for the end.
+    fn kill(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.kill().expect("it runs");
+        let _ = child.wait();
     }
 
     /// SIGTERM, and waits for the end.

@@ -5,7 +5,7 @@ mod image;
 #[path = "store_support/scratch.rs"]
 mod scratch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use scratch::Scratch;
@@ -55,9 +55,33 @@ impl Harness for OnDisk {
         let mut current = self.current.lock().unwrap();
         let next = self.scratch.path(&format!("{}.db", current.0 + 1));
         image::copy_store(&current.1, &next);
+        counters_agree(&next);
         *current = (current.0 + 1, next.clone());
         Sqlite::open(next).unwrap()
     }
+}
+
+/// The counters against the rows, in whatever state a promise left them.
+fn counters_agree(path: &Path) {
+    let image = rusqlite::Connection::open(path).unwrap();
+    let all = |sql: &str| -> Vec<i64> {
+        let columns = |row: &rusqlite::Row<'_>| (0..8).map(|i| row.get(i)).collect();
+        image.query_row(sql, [], columns).unwrap()
+    };
+    let counters = all(
+        "SELECT queued, running, retrying, parked, discarded, finished, unknown, events
+         FROM defer_counts",
+    );
+    let rows = all("SELECT
+            (SELECT count(*) FROM defer_deliveries WHERE state = 'queued'),
+            (SELECT count(*) FROM defer_deliveries WHERE state = 'running'),
+            (SELECT count(*) FROM defer_deliveries WHERE state = 'retrying'),
+            (SELECT count(*) FROM defer_deliveries WHERE state = 'parked'),
+            (SELECT count(*) FROM defer_dead_letters),
+            (SELECT count(*) FROM defer_history),
+            0,
+            (SELECT count(*) FROM defer_events)");
+    assert_eq!(counters, rows);
 }
 
 tower_defer::store_conformance!(memory, InMemory);

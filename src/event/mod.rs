@@ -35,10 +35,10 @@
 //! # The way of an event
 //!
 //! [`emit`](crate::Defer::emit) writes it as JSON and puts it into the request's outbox
-//! ([`outgoing`]). When the handler has returned, its batch is recorded ([`recording`]), and the
-//! response goes on. At the release its deliveries start, from memory while there is [`room`], else the
-//! [`courier`] claims them from the store when there is. The executor runs each attempt and tells the
-//! [`claim`] how it ended; the [`settler`] writes that down, many at a time.
+//! (`outgoing`). When the handler has returned, its batch is recorded (`recording`), and the
+//! response goes on. At the release its deliveries start, from memory while there is `room`, else the
+//! `courier` claims them from the store when there is. The executor runs each attempt and tells the
+//! `claim` how it ended; the `settler` writes that down, many at a time.
 
 mod claim;
 mod context;

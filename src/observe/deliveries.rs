@@ -1,12 +1,12 @@
 //! The log of events and of the store that keeps them.
 
+use std::error::Error;
 use std::panic::Location;
 
 use tracing::{debug, error, info, warn};
 
 use super::events::TARGET;
-use crate::event::EmitError;
-use crate::event::store::StoreError;
+use crate::error::error_text;
 
 pub(crate) fn recorded(events: usize) {
     debug!(target: TARGET, events, "events recorded");
@@ -18,11 +18,11 @@ pub(crate) fn not_recorded(events: usize) {
 }
 
 /// With [`store_works`] the two ends of a store's trouble; in between it is said once a minute.
-pub(crate) fn store_failed(doing: &str, failed: &StoreError) {
+pub(crate) fn store_failed(doing: &str, failed: &(dyn Error + 'static)) {
     error!(
         target: TARGET,
         doing,
-        error = %crate::error::error_text(failed),
+        error = %error_text(failed),
         "the store of events fails, it is tried again"
     );
 }
@@ -47,10 +47,10 @@ pub(crate) fn unheard(event: &str, location: &'static Location<'static>) {
     );
 }
 
-pub(crate) fn not_emitted(failed: &EmitError, location: &'static Location<'static>) {
+pub(crate) fn not_emitted(failed: &(dyn Error + 'static), location: &'static Location<'static>) {
     warn!(
         target: TARGET,
-        { event.location = %location, error = %crate::error::error_text(failed) },
+        { event.location = %location, error = %error_text(failed) },
         "event not emitted"
     );
 }

@@ -36,7 +36,9 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// 3. **Claims are exclusive and in due order.** A claim returns at most `limit` deliveries that
 ///    are due, the longest due first (then by event, then by subscriber), each under a fresh
 ///    token, and no delivery is running under two valid tokens.
-/// 4. **Attempts count at the start.** The claim counts the attempt durably before it returns.
+/// 4. **Attempts count at the start.** The claim counts the attempt before it returns, so that the
+///    count outlives the process, however that dies. A power cut may take it back, together with
+///    all that came later and was not durable either: then the attempt was never begun.
 /// 5. **Settling is by token.** A settle with a void token changes nothing and says
 ///    [`Settled::Stale`]. The settles of one call are independent of each other.
 /// 6. **Retries keep their due time and error** across claims and crashes; a delivery is not
@@ -88,7 +90,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// When the claim could not be made durable; nothing was claimed.
+    /// When the claim could not be written; nothing was claimed.
     fn claim(&self, limit: usize, now_ms: i64) -> StoreFuture<'_, Vec<Claimed>>;
 
     /// Settles attempts (promises 5 to 8). The answers are in the order of the requests.
@@ -168,8 +170,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// When it could not be made durable; nothing was pruned.
     fn prune(&self, policy: Prune) -> StoreFuture<'_, Pruned>;
 
-    /// Counts deliveries by state (promise 17). May read every unfinished row: for metrics every
-    /// few seconds, not for decisions.
+    /// Counts deliveries by state (promise 17). May read every row, where a store keeps no
+    /// counters: for metrics every few seconds, not for decisions.
     ///
     /// # Errors
     ///

@@ -123,9 +123,10 @@ pub async fn promise_16_nothing_is_pruned_without_a_policy(harness: &impl Harnes
             counts.events,
             counts.discarded,
             counts.retrying,
-            counts.parked
+            counts.parked,
+            counts.finished
         ),
-        (4, 1, 1, 1)
+        (4, 1, 1, 1, 5)
     );
     // No number is given twice.
     let newest = store

@@ -46,14 +46,18 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
     match access {
         Access::Write => {
             conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
-            // In WAL only `FULL` syncs at every commit; `NORMAL` would lose the last ones to a
-            // power cut.
-            conn.pragma_update(None, "synchronous", "FULL")?;
+            sync(&conn, true)?;
             conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         }
         Access::Read => conn.pragma_update(None, "query_only", true)?,
     }
     Ok(conn)
+}
+
+/// Whether commits are synced from now on. In WAL only `FULL` syncs at every commit; with `NORMAL`
+/// a power cut may take the last ones, and nothing else can.
+pub(super) fn sync(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
+    conn.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })
 }
 
 /// Moves the log into the database and empties it, so that an orderly close leaves one file. If it

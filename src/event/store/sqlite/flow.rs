@@ -1,4 +1,4 @@
-//! The hot path inside a transaction: append, claim, settle, and recovery at open.
+//! The hot path inside a transaction: claim, settle, and recovery at open.
 //!
 //! Not durable by itself: the [`worker`](super::worker) commits, and answers only then.
 //!
@@ -12,87 +12,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::params;
 
+use super::desk::Desk;
 use super::fault::Fault;
 use super::row::{self, Key, Table};
-use super::schema;
-use super::worker::Desk;
+use super::tally;
 use crate::event::store::life::{CRASH_LIMIT, DAMAGED, Fate, Life, Settle, State};
-use crate::event::store::record::{
-    AttemptToken, Claimed, EventId, NewEvent, Receipt, Settled, Start, StoredEvent,
-};
-
-/// Records a batch. `may_claim`: whether [`Start::Claimed`] is possible here.
-pub(super) fn append(
-    conn: &Connection,
-    events: &[NewEvent],
-    now_ms: i64,
-    may_claim: bool,
-) -> Result<Vec<Receipt>, Fault> {
-    events
-        .iter()
-        .map(|event| append_one(conn, event, now_ms, may_claim))
-        .collect()
-}
-
-fn append_one(
-    conn: &Connection,
-    event: &NewEvent,
-    now_ms: i64,
-    may_claim: bool,
-) -> Result<Receipt, Fault> {
-    if let Some(key) = &event.key {
-        let first = conn
-            .prepare_cached("SELECT id FROM defer_events WHERE key = ?1")?
-            .query_row([key], |row| row.get(0))
-            .optional()?;
-        if let Some(first) = first {
-            let event = EventId::new(first);
-            return Ok(Receipt {
-                event,
-                duplicate: true,
-                claimed: Vec::new(),
-            });
-        }
-    }
-    let context = event.context.as_deref();
-    let id = conn
-        .prepare_cached(
-            "INSERT INTO defer_events (key, name, payload, context, recorded_ms, sum)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?
-        .insert(params![
-            event.key,
-            event.name,
-            event.payload,
-            context,
-            now_ms,
-            schema::sum(&event.name, &event.payload, context)
-        ])?;
-    let mut claimed = Vec::new();
-    for delivery in &event.deliveries {
-        let key = (id, Arc::clone(&delivery.subscriber));
-        let mut life = match delivery.start {
-            Start::At(due_ms) => Life::queued(due_ms, now_ms),
-            Start::Claimed => Life::queued(now_ms, now_ms),
-        };
-        if delivery.start == Start::Claimed && may_claim {
-            life.start(now_ms);
-            claimed.push(AttemptToken::new(
-                EventId::new(id),
-                key.1.clone(),
-                life.generation,
-            ));
-        }
-        row::insert(conn, Table::Deliveries, &key, &life)?;
-    }
-    Ok(Receipt {
-        event: EventId::new(id),
-        duplicate: false,
-        claimed,
-    })
-}
+use crate::event::store::record::{AttemptToken, Claimed, EventId, Settled, StoredEvent};
 
 /// Claims what is due.
 pub(super) fn claim(desk: &mut Desk, limit: usize, now_ms: i64) -> Result<Vec<Claimed>, Fault> {
@@ -102,7 +29,7 @@ pub(super) fn claim(desk: &mut Desk, limit: usize, now_ms: i64) -> Result<Vec<Cl
         if claimed.len() == limit {
             break;
         }
-        match claim_one(desk.conn(), &mut events, &key, due_ms, now_ms) {
+        match claim_one(desk, &mut events, &key, due_ms, now_ms) {
             Ok(Ok(claim)) => claimed.push(claim),
             Ok(Err(damage)) => set_aside(desk, key, damage, now_ms)?,
             Err(fault) if fault.is_damage() => set_aside_unread(desk, key, fault, now_ms)?,
@@ -136,12 +63,13 @@ fn due(desk: &Desk, limit: usize, now_ms: i64) -> Result<Vec<(i64, Key)>, Fault>
 
 /// Claims one delivery; the inner error says what is damaged.
 fn claim_one(
-    conn: &Connection,
+    desk: &mut Desk,
     events: &mut HashMap<i64, Arc<StoredEvent>>,
     key: &Key,
     due_ms: i64,
     now_ms: i64,
 ) -> Result<Result<Claimed, &'static str>, Fault> {
+    let (conn, tally) = desk.parts();
     let Some(mut life) = row::find(conn, key)? else {
         return Ok(Err("the index names a delivery that is not there"));
     };
@@ -160,6 +88,7 @@ fn claim_one(
             None => return Ok(Err("the event is not there")),
         },
     };
+    tally.moved(life.state, State::Running);
     life.start(now_ms);
     conn.prepare_cached(
         "UPDATE defer_deliveries SET state = 'running', due_ms = NULL, attempt = ?3,
@@ -192,6 +121,8 @@ pub(super) fn set_aside(desk: &mut Desk, key: Key, damage: &str, now_ms: i64) ->
              WHERE event = ?1 AND subscriber = ?2",
         )?
         .execute(params![key.0, key.1, DAMAGED, damage, now_ms])?;
+    // In which state it was, it does not say.
+    tally::distrust(desk.conn())?;
     desk.report_damage(&key, damage);
     desk.skip(key);
     Ok(())
@@ -226,8 +157,8 @@ pub(super) fn settle(
             continue;
         }
         let result = match settle {
-            Settle::Complete => complete(desk.conn(), token, &key, now_ms),
-            settle => settle_one(desk.conn(), token, &key, settle, now_ms),
+            Settle::Complete => complete(desk, token, &key, now_ms),
+            settle => settle_one(desk, token, &key, settle, now_ms),
         };
         settled.push(match result {
             Err(fault) if fault.is_damage() => {
@@ -241,38 +172,41 @@ pub(super) fn settle(
 }
 
 /// The commonest end, without reading the row first; the same decision as [`Life::settle`] makes.
+/// Not with `RETURNING`, for which SQLite builds a temporary table each time.
 fn complete(
-    conn: &Connection,
+    desk: &mut Desk,
     token: &AttemptToken,
     key: &Key,
     now_ms: i64,
 ) -> Result<Settled, Fault> {
-    let attempt = conn
+    let (conn, tally) = desk.parts();
+    let found = conn
         .prepare_cached(
-            "DELETE FROM defer_deliveries
-             WHERE event = ?1 AND subscriber = ?2 AND generation = ?3 AND state = 'running'
-             RETURNING attempt",
+            "INSERT OR REPLACE INTO defer_history SELECT event, subscriber, 'completed', attempt, ?4
+             FROM defer_deliveries
+             WHERE event = ?1 AND subscriber = ?2 AND generation = ?3 AND state = 'running'",
         )?
-        .query_row(params![key.0, key.1, token.generation()], |row| row.get(0))
-        .optional()?;
-    let Some(attempt) = attempt else {
+        .execute(params![key.0, key.1, token.generation(), now_ms])?;
+    if found == 0 {
         return Ok(Settled::Stale);
-    };
-    row::finish(conn, key, "completed", attempt, now_ms)?;
+    }
+    row::remove(conn, Table::Deliveries, key)?;
+    tally.finished(State::Running);
     Ok(Settled::Applied)
 }
 
 fn settle_one(
-    conn: &Connection,
+    desk: &mut Desk,
     token: &AttemptToken,
     key: &Key,
     settle: &Settle,
     now_ms: i64,
 ) -> Result<Settled, Fault> {
-    match row::find(conn, key)? {
+    match row::find(desk.conn(), key)? {
         Some(mut life) if life.is_held_by(token.generation()) => {
             let fate = life.settle(settle, now_ms);
-            row::put(conn, key, &life, fate, now_ms)?;
+            let (conn, tally) = desk.parts();
+            row::put(conn, tally, key, State::Running, &life, fate, now_ms)?;
             Ok(Settled::Applied)
         }
         _ => Ok(Settled::Stale),
@@ -310,7 +244,8 @@ fn change_running(desk: &mut Desk, mut decide: impl FnMut(&mut Life) -> Fate) ->
             Ok(Some(mut life)) if life.state == State::Running => {
                 let fate = decide(&mut life);
                 let now_ms = life.changed_ms;
-                row::put(desk.conn(), &key, &life, fate, now_ms)
+                let (conn, tally) = desk.parts();
+                row::put(conn, tally, &key, State::Running, &life, fate, now_ms)
             }
             Ok(_) => Ok(()),
             Err(fault) => Err(fault),

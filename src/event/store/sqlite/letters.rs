@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, named_params, params};
 
+use super::desk::Desk;
 use super::fault::Fault;
 use super::row::{self, Key, LIFE, Table};
-use super::worker::Desk;
 use crate::event::store::life::{Fate, Life, State};
 use crate::event::store::query::{Cursor, Filter, Group, Listed, Replay};
 use crate::event::store::record::EventId;
@@ -152,7 +152,7 @@ fn page(
 }
 
 pub(super) fn replay(desk: &mut Desk, replay: &Replay, now_ms: i64) -> Result<u64, Fault> {
-    let conn = desk.conn();
+    let (conn, tally) = desk.parts();
     let letters = page(
         conn,
         "defer_dead_letters d JOIN defer_events e ON e.id = d.event",
@@ -165,6 +165,7 @@ pub(super) fn replay(desk: &mut Desk, replay: &Replay, now_ms: i64) -> Result<u6
     let count = letters.len() as u64;
     for (key, mut life) in letters {
         life.replay(now_ms);
+        tally.moved(State::Discarded, life.state);
         row::remove(conn, Table::DeadLetters, &key)?;
         row::insert(conn, Table::Deliveries, &key, &life)?;
         // In the same transaction: this is what makes the replay idempotent across a crash.
@@ -180,13 +181,14 @@ pub(super) fn discard(
     limit: usize,
     now_ms: i64,
 ) -> Result<u64, Fault> {
-    let conn = desk.conn();
+    let (conn, tally) = desk.parts();
     let from = "defer_dead_letters d LEFT JOIN defer_events e ON e.id = d.event";
     let letters = page(conn, from, ":name = ''", filter, "", limit)?;
     let count = letters.len() as u64;
     for (key, life) in letters {
         row::remove(conn, Table::DeadLetters, &key)?;
         row::finish(conn, &key, "discarded", life.attempt, now_ms)?;
+        tally.finished(State::Discarded);
     }
     Ok(count)
 }
@@ -217,16 +219,25 @@ pub(super) fn unpark(
     for (old, mut life) in parked {
         desk.skipped.remove(&old);
         life.unpark(now_ms);
-        let conn = desk.conn();
+        let (conn, tally) = desk.parts();
         let new = (old.0, Arc::clone(rename.unwrap_or(&old.1)));
         if new == old {
-            row::put(conn, &old, &life, Fate::Unfinished, now_ms)?;
+            row::put(
+                conn,
+                tally,
+                &old,
+                State::Parked,
+                &life,
+                Fate::Unfinished,
+                now_ms,
+            )?;
         } else if row::exists(conn, &new)? {
             // Two old names of one event in one page: the second finds the first's new row.
             continue;
         } else {
             row::remove(conn, Table::Deliveries, &old)?;
             row::insert(conn, Table::Deliveries, &new, &life)?;
+            tally.moved(State::Parked, life.state);
         }
         count += 1;
     }

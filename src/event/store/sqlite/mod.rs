@@ -5,36 +5,45 @@
 //!
 //! | file | is |
 //! | --- | --- |
+//! | [`append`] | the batches of a group, as few statements |
 //! | [`connection`] | how a connection is set up, and why so |
+//! | [`desk`] | a connection inside a transaction |
 //! | [`fault`] | SQLite's errors in the store's words |
-//! | [`flow`] | append, claim, settle, recovery |
+//! | [`flow`] | claim, settle, recovery |
 //! | [`letters`] | list, group, replay, discard, unpark |
 //! | [`lock`] | one process at a time |
+//! | [`open`] | options, and what happens at open |
 //! | [`row`] | between rows and a delivery's life |
 //! | [`schema`] | the tables, documented |
-//! | [`walk`] | past events, pruning, counts |
+//! | [`tally`] | the counters |
+//! | [`walk`] | past events, pruning |
 //! | [`worker`] | the threads and the group commit |
 
+mod append;
 mod connection;
+mod desk;
 mod fault;
 mod flow;
 mod letters;
 mod lock;
+mod open;
 mod row;
 mod schema;
+mod tally;
 mod walk;
 mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::Transaction;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use self::connection::Access;
+use self::desk::{Desk, Shared};
 use self::fault::Fault;
-use self::lock::Lock;
-use self::worker::{Desk, Message, Op, QUEUE, Shared, Worker};
+pub use self::open::SqliteOptions;
+use self::tally::Tally;
+use self::worker::{Append, Message, Op, Reply, Request, Terms};
 use super::StoreError;
 use super::contract::{Store, StoreFuture, check};
 use super::life::{Settle, State};
@@ -70,102 +79,6 @@ pub struct Sqlite {
     shared: Arc<Shared>,
 }
 
-/// How an embedded store is opened.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct SqliteOptions {
-    path: PathBuf,
-    patience_ms: u64,
-}
-
-impl SqliteOptions {
-    /// The file at `path`, with the defaults.
-    pub fn new(path: impl AsRef<Path>) -> Self {
-        Self {
-            path: path.as_ref().to_owned(),
-            patience_ms: 30_000,
-        }
-    }
-
-    /// How long a write waits while somebody else (a shell, a backup, the user's own transaction)
-    /// keeps the database locked, before it fails with [`StoreError::is_locked`]. In steps of
-    /// 250 ms; 30 s by default, since requests wait meanwhile, and a client rarely waits longer.
-    pub fn lock_patience(mut self, patience: std::time::Duration) -> Self {
-        self.patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        self
-    }
-
-    /// Opens the file, creates or updates its tables, and makes due again what was running when
-    /// the last process died. Blocks on the disk: call it before serving.
-    ///
-    /// # Errors
-    ///
-    /// [`is_in_use`](StoreError::is_in_use): another process has it;
-    /// [`is_read_only`](StoreError::is_read_only), [`is_corrupt`](StoreError::is_corrupt),
-    /// [`is_schema`](StoreError::is_schema) (written by a newer version),
-    /// [`is_full`](StoreError::is_full), [`is_io`](StoreError::is_io).
-    pub fn open(self) -> Result<Sqlite, StoreError> {
-        let lock = Lock::take(&self.path)?;
-        let shared = Arc::<Shared>::default();
-        let desk = |access| {
-            let conn = connection::open(&self.path, access)?;
-            Ok::<_, Fault>(Desk::new(
-                self.path.clone(),
-                access,
-                conn,
-                Arc::clone(&shared),
-            ))
-        };
-        let mut writing = desk(Access::Write)?;
-        writing.transact(0, self.patience_ms, |desk| {
-            schema::migrate(desk.conn())?;
-            flow::recover(desk)
-        })?;
-        let reading = desk(Access::Read)?;
-        let writer = spawn("defer-store-write", writing, self.patience_ms, Some(lock))?;
-        let reader = spawn("defer-store-read", reading, self.patience_ms, None)?;
-        Ok(Sqlite {
-            writer,
-            reader,
-            shared,
-        })
-    }
-}
-
-fn spawn(
-    name: &str,
-    desk: Desk,
-    patience_ms: u64,
-    lock: Option<Lock>,
-) -> Result<mpsc::Sender<Message>, StoreError> {
-    let (sender, queue) = mpsc::channel(QUEUE);
-    let mut worker = Worker {
-        desk,
-        queue,
-        patience_ms,
-        now_ms: 0,
-    };
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let (closers, result) = worker.run(|desk| match lock {
-                Some(_) => flow::hand_back(desk),
-                None => Ok(()),
-            });
-            if lock.is_some() {
-                worker.desk.checkpoint();
-            }
-            drop(worker);
-            // Last, so that the next process finds everything done.
-            drop(lock);
-            for closer in closers {
-                let _ = closer.send(result.clone());
-            }
-        })
-        .map_err(StoreError::io)?;
-    Ok(sender)
-}
-
 impl Sqlite {
     /// Opens the file at `path` with the defaults; see [`SqliteOptions::open`].
     ///
@@ -197,7 +110,12 @@ impl Sqlite {
         now_ms: i64,
     ) -> Result<Vec<Receipt>, StoreError> {
         check(events)?;
-        Ok(flow::append(transaction, events, now_ms, false)?)
+        tally::lock(transaction)?;
+        let mut tally = Tally::default();
+        let batch = std::iter::once((events, now_ms));
+        let receipts = append::append(transaction, &mut tally, batch, false)?;
+        tally.write(transaction)?;
+        Ok(receipts.into_iter().flatten().collect())
     }
 
     /// Tells the store that a transaction with [`append_in`](Self::append_in) has committed.
@@ -205,27 +123,35 @@ impl Sqlite {
         self.shared.wakeups.notify_one();
     }
 
-    fn ask<'a, T: Send + 'static>(
+    /// Sends a request, and waits for the answer.
+    fn send<'a, T: Send + 'static>(
         &'a self,
         queue: &'a mpsc::Sender<Message>,
-        now_ms: Option<i64>,
-        wakes: bool,
-        work: impl FnMut(&mut Desk) -> Result<T, Fault> + Send + 'static,
+        request: impl FnOnce(Reply<T>) -> Request + Send + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
-            let job = Box::new(Op {
-                work,
-                result: None,
-                reply,
-                now_ms,
-                wakes,
-            });
             queue
-                .send(Message::Job(job))
+                .send(Message::Request(request(reply)))
                 .await
                 .map_err(|_| StoreError::closed())?;
             answer.await.unwrap_or_else(|_| Err(StoreError::closed()))
+        })
+    }
+
+    fn ask<'a, T: Send + 'static>(
+        &'a self,
+        queue: &'a mpsc::Sender<Message>,
+        terms: Terms,
+        work: impl FnMut(&mut Desk) -> Result<T, Fault> + Send + 'static,
+    ) -> StoreFuture<'a, T> {
+        self.send(queue, move |reply| {
+            Request::Other(Box::new(Op {
+                work,
+                result: None,
+                reply,
+                terms,
+            }))
         })
     }
 
@@ -235,14 +161,24 @@ impl Sqlite {
         wakes: bool,
         work: impl FnMut(&mut Desk) -> Result<T, Fault> + Send + 'static,
     ) -> StoreFuture<'_, T> {
-        self.ask(&self.writer, Some(now_ms), wakes, work)
+        let terms = Terms {
+            now_ms: Some(now_ms),
+            wakes,
+            durable: true,
+        };
+        self.ask(&self.writer, terms, work)
     }
 
     fn read<T: Send + 'static>(
         &self,
         work: impl FnMut(&mut Desk) -> Result<T, Fault> + Send + 'static,
     ) -> StoreFuture<'_, T> {
-        self.ask(&self.reader, None, false, work)
+        let terms = Terms {
+            now_ms: None,
+            wakes: false,
+            durable: false,
+        };
+        self.ask(&self.reader, terms, work)
     }
 }
 
@@ -251,13 +187,26 @@ impl Store for Sqlite {
         if let Err(error) = check(&events) {
             return Box::pin(std::future::ready(Err(error)));
         }
-        self.write(now_ms, true, move |desk| {
-            flow::append(desk.conn(), &events, now_ms, true)
+        self.send(&self.writer, move |reply| {
+            Request::Append(Append {
+                events,
+                now_ms,
+                receipts: Vec::new(),
+                reply,
+            })
         })
     }
 
     fn claim(&self, limit: usize, now_ms: i64) -> StoreFuture<'_, Vec<Claimed>> {
-        self.write(now_ms, false, move |desk| flow::claim(desk, limit, now_ms))
+        let terms = Terms {
+            now_ms: Some(now_ms),
+            wakes: false,
+            // Promise 4: it must survive the process, not the power.
+            durable: false,
+        };
+        self.ask(&self.writer, terms, move |desk| {
+            flow::claim(desk, limit, now_ms)
+        })
     }
 
     fn settle(
@@ -318,9 +267,12 @@ impl Store for Sqlite {
     }
 
     fn prune(&self, policy: Prune) -> StoreFuture<'_, Pruned> {
-        self.ask(&self.writer, None, false, move |desk| {
-            walk::prune(desk, &policy)
-        })
+        let terms = Terms {
+            now_ms: None,
+            wakes: false,
+            durable: true,
+        };
+        self.ask(&self.writer, terms, move |desk| walk::prune(desk, &policy))
     }
 
     fn counts(&self) -> StoreFuture<'_, Counts> {

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::fault::Fault;
 use super::schema;
+use super::tally::Tally;
 use crate::event::store::grouping::error_group;
 use crate::event::store::life::{Fate, Life, State};
 use crate::event::store::record::{EventId, StoredEvent};
@@ -116,14 +117,21 @@ pub(super) fn finish(
     Ok(())
 }
 
-/// Writes what a decision has made of an unfinished delivery, where it belongs.
+/// Writes what a decision has made of an unfinished delivery that was in state `from`, where it
+/// belongs.
 pub(super) fn put(
     conn: &Connection,
+    tally: &mut Tally,
     key: &Key,
+    from: State,
     life: &Life,
     fate: Fate,
     now_ms: i64,
 ) -> Result<(), Fault> {
+    match fate {
+        Fate::Unfinished | Fate::Dead => tally.moved(from, life.state),
+        Fate::Finished => tally.finished(from),
+    }
     match fate {
         Fate::Unfinished => {
             conn.prepare_cached(

@@ -11,6 +11,7 @@
 //! | `defer_dead_letters` | discarded deliveries | replayed → deliveries, discarded by a person → history |
 //! | `defer_history` | which subscriber has had which event, and how that ended | pruned with its event |
 //! | `defer_replays` | which replay has replayed what | pruned with its event |
+//! | `defer_counts` | one row: how many there are of each state, kept in the same transactions | never |
 //! | `defer_meta` | `schema`: the version of these tables | never |
 //!
 //! Columns that need a word:
@@ -21,13 +22,16 @@
 //!   on it is what a claim reads, so what is not due costs nothing.
 //! - `generation`: how often the delivery was claimed; it is the attempt token.
 //! - `error_group`: the error with numbers and ids blanked.
+//! - `defer_counts`: delete the row when you have changed states or rows by hand; the next open
+//!   counts them again, and until then every count reads the tables.
+//! - `defer_events.payload` is the last column, so that a walk over the others need not read it.
 //! - `state`: its check is a chain of `OR`, because SQLite builds a temporary table for `IN` with
 //!   more than two values, at every insert: that was four fifths of an append's instructions.
 //!
 //! Useful in the shell, also beside a running server:
 //!
 //! ```sql
-//! SELECT state, count(*) FROM defer_deliveries GROUP BY state;
+//! SELECT * FROM defer_counts;
 //! SELECT subscriber, error_group, count(*) FROM defer_dead_letters GROUP BY 1, 2 ORDER BY 3 DESC;
 //! SELECT d.*, e.payload FROM defer_dead_letters d JOIN defer_events e ON e.id = d.event;
 //! ```
@@ -45,15 +49,16 @@ use crate::event::store::StoreError;
 
 /// One step for each version; the version is the number of steps taken. Steps are only ever
 /// added.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE defer_events (
         id          INTEGER PRIMARY KEY,
         key         TEXT,
         name        TEXT NOT NULL,
-        payload     TEXT NOT NULL,
-        context     TEXT,
         recorded_ms INTEGER NOT NULL,
-        sum         INTEGER
+        sum         INTEGER,
+        context     TEXT,
+        payload     TEXT NOT NULL
     );
     CREATE UNIQUE INDEX defer_events_key ON defer_events (key) WHERE key IS NOT NULL;
 
@@ -108,7 +113,21 @@ const STEPS: &[&str] = &["
         replayed_ms INTEGER NOT NULL,
         PRIMARY KEY (event, subscriber, name)
     ) WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE defer_counts (
+        id          INTEGER PRIMARY KEY CHECK (id = 1),
+        queued      INTEGER NOT NULL,
+        running     INTEGER NOT NULL,
+        retrying    INTEGER NOT NULL,
+        parked      INTEGER NOT NULL,
+        discarded   INTEGER NOT NULL,
+        finished    INTEGER NOT NULL,
+        unknown     INTEGER NOT NULL,
+        events      INTEGER NOT NULL
+    );
+",
+];
 
 /// Brings the tables to the present version, or refuses a newer one. Runs inside the caller's
 /// transaction, so that a crash leaves the old version whole.

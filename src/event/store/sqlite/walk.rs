@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::desk::Desk;
 use super::fault::Fault;
 use super::row::{self, Table};
-use super::worker::Desk;
+use super::tally;
 use crate::event::store::contract::may_prune;
 use crate::event::store::life::{Life, State};
 use crate::event::store::query::{AddPast, Counts, Prune, Pruned, Walked};
@@ -45,7 +46,7 @@ fn steps(
 }
 
 pub(super) fn add_past(desk: &mut Desk, past: &AddPast, now_ms: i64) -> Result<Walked, Fault> {
-    let conn = desk.conn();
+    let (conn, tally) = desk.parts();
     let (steps, next) = steps(conn, past.after, past.limit)?;
     let mut added = 0;
     for (id, name, recorded_ms) in steps {
@@ -53,6 +54,7 @@ pub(super) fn add_past(desk: &mut Desk, past: &AddPast, now_ms: i64) -> Result<W
         let wanted = *name == *past.event_name.as_bytes() && recorded_ms >= past.since_ms;
         if wanted && !row::exists(conn, &key)? {
             row::insert(conn, Table::Deliveries, &key, &Life::queued(now_ms, now_ms))?;
+            tally.add(State::Queued);
             added += 1;
         }
     }
@@ -60,7 +62,7 @@ pub(super) fn add_past(desk: &mut Desk, past: &AddPast, now_ms: i64) -> Result<W
 }
 
 pub(super) fn prune(desk: &mut Desk, policy: &Prune) -> Result<Pruned, Fault> {
-    let conn = desk.conn();
+    let (conn, tally) = desk.parts();
     let (steps, next) = steps(conn, policy.after, policy.limit)?;
     let newest: Option<i64> =
         conn.query_row("SELECT max(id) FROM defer_events", [], |row| row.get(0))?;
@@ -89,40 +91,16 @@ pub(super) fn prune(desk: &mut Desk, policy: &Prune) -> Result<Pruned, Fault> {
             .execute([id])?;
         pruned.events += 1;
         pruned.deliveries += finished as u64;
+        tally.pruned(finished);
     }
     Ok(pruned)
 }
 
 pub(super) fn counts(conn: &Connection) -> Result<Counts, Fault> {
-    let count = |sql: &str| {
-        conn.prepare_cached(sql)?
-            .query_row([], |row| row.get::<_, u64>(0))
-    };
-    let mut counts = Counts {
-        discarded: count("SELECT count(*) FROM defer_dead_letters")?,
-        finished: count("SELECT count(*) FROM defer_history")?,
-        events: count("SELECT count(*) FROM defer_events")?,
+    Ok(Counts {
         oldest_due_ms: next_due(conn)?,
-        ..Counts::default()
-    };
-    let mut statement = conn.prepare_cached(
-        "SELECT CAST(state AS BLOB), count(*) FROM defer_deliveries GROUP BY state",
-    )?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let count: u64 = row.get(1)?;
-        let state = std::str::from_utf8(row.get_ref(0)?.as_blob().unwrap_or_default())
-            .ok()
-            .and_then(State::from_name);
-        match state {
-            Some(State::Queued) => counts.queued = count,
-            Some(State::Running) => counts.running = count,
-            Some(State::Retrying) => counts.retrying = count,
-            Some(State::Parked) => counts.parked = count,
-            Some(State::Discarded) | None => counts.unknown += count,
-        }
-    }
-    Ok(counts)
+        ..tally::counts(conn)?
+    })
 }
 
 pub(super) fn next_due(conn: &Connection) -> Result<Option<i64>, Fault> {

@@ -14,232 +14,85 @@
 //!    disk), the group fails as one.
 //! 3. The thread ends by being closed, or when nobody can reach it any more; never by an error or
 //!    a panic.
-//! 4. After an error the connection is rolled back, and opened anew if that did not help.
+//! 4. A group is as durable as the request in it that asks for most.
 
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::sync::Arc;
 
-use rusqlite::Connection;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{self, Access, LOCK_STEP_MS};
+use super::append;
+use super::connection::Access;
+use super::desk::Desk;
 use super::fault::Fault;
-use super::flow;
-use super::row::Key;
 use crate::event::store::StoreError;
-use crate::event::store::query::{Health, Trouble};
-use crate::sync::Mutex;
+use crate::event::store::record::{NewEvent, Receipt, Start};
 
 /// How many requests may wait: beyond, callers wait for room.
 pub(super) const QUEUE: usize = 1_024;
-
-/// How many deliveries may be skipped because their pages are damaged. A file that has more of them
-/// needs a repair: then the claim fails and says so.
-const MAX_SKIPPED: usize = 10_000;
-
-/// What a store's threads and its handle share.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    pub(super) health: Mutex<Health>,
-    pub(super) wakeups: Arc<Notify>,
-}
-
-/// What a request works on: the connection, inside a transaction.
-#[derive(Debug)]
-pub(super) struct Desk {
-    path: PathBuf,
-    access: Access,
-    conn: Option<Connection>,
-    /// Deliveries that damage keeps out of every claim.
-    pub(super) skipped: HashSet<Key>,
-    /// Those among them that are still to be set aside, and why.
-    damaged: Vec<(Key, String)>,
-    shared: Arc<Shared>,
-}
-
-impl Desk {
-    pub(super) fn new(
-        path: PathBuf,
-        access: Access,
-        conn: Connection,
-        shared: Arc<Shared>,
-    ) -> Self {
-        Self {
-            path,
-            access,
-            conn: Some(conn),
-            skipped: HashSet::new(),
-            damaged: Vec::new(),
-            shared,
-        }
-    }
-
-    /// The connection. [`begin`](Self::begin) has seen to it that there is one.
-    pub(super) fn conn(&self) -> &Connection {
-        self.conn
-            .as_ref()
-            .expect("a request runs only inside a transaction that was begun")
-    }
-
-    /// The last act of an orderly close.
-    pub(super) fn checkpoint(&self) {
-        self.conn.as_ref().map(connection::checkpoint);
-    }
-
-    pub(super) fn skip(&mut self, key: Key) {
-        self.skipped.insert(key);
-    }
-
-    /// Keeps a delivery out of what follows, and has it set aside when this transaction is over.
-    pub(super) fn set_aside_later(&mut self, key: Key, damage: String) {
-        if self.skipped.len() < MAX_SKIPPED && self.skipped.insert(key.clone()) {
-            self.damaged.push((key, damage));
-        }
-    }
-
-    pub(super) fn report_damage(&self, key: &Key, damage: &str) {
-        tracing::error!(
-            event = key.0,
-            subscriber = &*key.1,
-            damage,
-            "delivery set aside"
-        );
-        let mut health = self.shared.health.lock();
-        health.damaged += 1;
-        health.last_damage = Some(format!("event {} for {}: {damage}", key.0, key.1));
-    }
-
-    /// Runs `work` in a transaction of its own, waiting for a foreign lock at most `patience_ms`.
-    /// If it finds a damaged page, what is on it is set aside and `work` is run again: each time at
-    /// least one delivery fewer stands in its way.
-    pub(super) fn transact<T>(
-        &mut self,
-        now_ms: i64,
-        patience_ms: u64,
-        mut work: impl FnMut(&mut Self) -> Result<T, Fault>,
-    ) -> Result<T, StoreError> {
-        loop {
-            let result = self.transact_once(now_ms, patience_ms, &mut work);
-            let damaged = std::mem::take(&mut self.damaged);
-            if result.is_ok() || damaged.is_empty() {
-                return result;
-            }
-            for (key, damage) in damaged {
-                let aside = self.transact_once(now_ms, patience_ms, &mut |desk| {
-                    flow::set_aside(desk, key.clone(), &damage, now_ms)
-                });
-                if aside.is_err() {
-                    self.report_damage(&key, &damage);
-                }
-            }
-        }
-    }
-
-    fn transact_once<T>(
-        &mut self,
-        now_ms: i64,
-        patience_ms: u64,
-        work: &mut impl FnMut(&mut Self) -> Result<T, Fault>,
-    ) -> Result<T, StoreError> {
-        let result = self.begin(now_ms, patience_ms).and_then(|()| {
-            let result = catch_unwind(AssertUnwindSafe(|| work(self)))
-                .unwrap_or_else(|_| Err(Fault::Own(StoreError::invalid("a request panicked"))));
-            result.and_then(|value| {
-                self.control("COMMIT")?;
-                Ok(value)
-            })
-        });
-        result.map_err(|fault| {
-            self.roll_back();
-            StoreError::from(fault)
-        })
-    }
-
-    fn begin(&mut self, now_ms: i64, patience_ms: u64) -> Result<(), Fault> {
-        if self.conn.is_none() {
-            self.conn = Some(connection::open(&self.path, self.access)?);
-        }
-        let sql = match self.access {
-            Access::Write => "BEGIN IMMEDIATE",
-            Access::Read => "BEGIN",
-        };
-        let mut waited_ms = 0;
-        loop {
-            match self.control(sql).map_err(Fault::from) {
-                Err(fault) if fault.is_busy() && waited_ms < patience_ms => {
-                    // SQLite itself has waited for one step of its busy timeout.
-                    waited_ms += LOCK_STEP_MS;
-                    self.report(now_ms, Err(&StoreError::from(fault)));
-                }
-                result => return result.map(drop),
-            }
-        }
-    }
-
-    /// Begins or commits; prepared, because parsing them was a twentieth of a lone append.
-    fn control(&self, sql: &str) -> rusqlite::Result<()> {
-        self.conn().prepare_cached(sql)?.execute([]).map(drop)
-    }
-
-    /// Invariant 4.
-    fn roll_back(&mut self) {
-        let Some(conn) = &self.conn else { return };
-        if !conn.is_autocommit() && conn.execute_batch("ROLLBACK").is_err() {
-            self.conn = None;
-        }
-    }
-
-    fn report(&self, now_ms: i64, result: Result<(), &StoreError>) {
-        let mut health = self.shared.health.lock();
-        match result {
-            Ok(()) => {
-                if health.trouble.take().is_some() {
-                    tracing::info!("the event store can be written again");
-                }
-            }
-            Err(error) => {
-                let since_ms = health
-                    .trouble
-                    .as_ref()
-                    .map_or(now_ms, |trouble| trouble.since_ms);
-                if health.trouble.is_none() {
-                    tracing::error!(error = error as &dyn std::error::Error, "{error}");
-                }
-                health.trouble = Some(Trouble {
-                    error: error.clone(),
-                    since_ms,
-                });
-            }
-        }
-    }
-}
 
 /// A request. It may be run more than once, if its group was rolled back in between.
 pub(super) trait Job: Send {
     fn run(&mut self, desk: &mut Desk) -> Result<(), Fault>;
     fn answer(self: Box<Self>, result: Result<(), StoreError>);
-    fn now_ms(&self) -> Option<i64>;
-    fn wakes(&self) -> bool;
+    fn terms(&self) -> Terms;
+}
+
+/// What the worker must know of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// The time that it brought.
+    pub(super) now_ms: Option<i64>,
+    /// Whether something may be claimable afterwards that was not before.
+    pub(super) wakes: bool,
+    /// Whether it must survive a power cut when it is answered.
+    pub(super) durable: bool,
+}
+
+/// What the worker is asked. Appends are told from the rest because those of one group go into the
+/// tables together.
+pub(super) enum Request {
+    Append(Append),
+    Other(Box<dyn Job>),
 }
 
 /// A message to a worker.
 pub(super) enum Message {
-    Job(Box<dyn Job>),
+    Request(Request),
     Close(Closer),
 }
 
 /// Who waits for the end.
 pub(super) type Closer = oneshot::Sender<Result<(), StoreError>>;
 
+/// Who waits for an answer.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// Events to be recorded.
+pub(super) struct Append {
+    pub(super) events: Vec<NewEvent>,
+    pub(super) now_ms: i64,
+    pub(super) receipts: Vec<Receipt>,
+    pub(super) reply: Reply<Vec<Receipt>>,
+}
+
+impl Append {
+    fn terms(&self) -> Terms {
+        // What starts from memory is nothing to look for.
+        let wakes = |event: &NewEvent| event.deliveries.iter().any(|d| d.start != Start::Claimed);
+        Terms {
+            now_ms: Some(self.now_ms),
+            wakes: self.events.iter().any(wakes),
+            durable: true,
+        }
+    }
+}
+
 /// A request made of a closure, and the one who waits for it.
 pub(super) struct Op<T, F> {
     pub(super) work: F,
     pub(super) result: Option<T>,
-    pub(super) reply: oneshot::Sender<Result<T, StoreError>>,
-    pub(super) now_ms: Option<i64>,
-    pub(super) wakes: bool,
+    pub(super) reply: Reply<T>,
+    pub(super) terms: Terms,
 }
 
 impl<T, F> Job for Op<T, F>
@@ -264,13 +117,56 @@ where
         let _ = reply.send(answer);
     }
 
-    fn now_ms(&self) -> Option<i64> {
-        self.now_ms
+    fn terms(&self) -> Terms {
+        self.terms
+    }
+}
+
+impl Request {
+    fn terms(&self) -> Terms {
+        match self {
+            Self::Append(append) => append.terms(),
+            Self::Other(job) => job.terms(),
+        }
     }
 
-    fn wakes(&self) -> bool {
-        self.wakes
+    fn answer(self, result: Result<(), StoreError>) {
+        match self {
+            Self::Append(append) => {
+                let _ = append.reply.send(result.map(|()| append.receipts));
+            }
+            Self::Other(job) => job.answer(result),
+        }
     }
+}
+
+/// Runs requests in their order, appends that follow each other as one.
+fn run(desk: &mut Desk, mut requests: &mut [Request]) -> Result<(), Fault> {
+    while let [first, ..] = requests {
+        if let Request::Other(job) = first {
+            job.run(desk)?;
+            requests = &mut requests[1..];
+            continue;
+        }
+        let appends = requests
+            .iter()
+            .take_while(|request| matches!(request, Request::Append(_)))
+            .count();
+        let (appends, rest) = requests.split_at_mut(appends);
+        let batches = appends.iter().filter_map(|request| match request {
+            Request::Append(append) => Some((&*append.events, append.now_ms)),
+            Request::Other(_) => None,
+        });
+        let (conn, tally) = desk.parts();
+        let receipts = append::append(conn, tally, batches, true)?;
+        for (request, receipts) in appends.iter_mut().zip(receipts) {
+            if let Request::Append(append) = request {
+                append.receipts = receipts;
+            }
+        }
+        requests = rest;
+    }
+    Ok(())
 }
 
 /// One thread's loop.
@@ -296,7 +192,7 @@ impl Worker {
             let mut next = Some(message);
             while let Some(message) = next {
                 match message {
-                    Message::Job(job) => group.push(job),
+                    Message::Request(request) => group.push(request),
                     Message::Close(closer) => {
                         // What is in the queue was accepted, and is still done.
                         self.queue.close();
@@ -313,12 +209,14 @@ impl Worker {
             // Invariant 3: also when a log subscriber of the user's panics.
             let _ = catch_unwind(AssertUnwindSafe(|| self.commit(group)));
         }
-        let result = self.desk.transact(self.now_ms, self.patience_ms, goodbye);
+        let result = self
+            .desk
+            .transact(self.now_ms, self.patience_ms, true, goodbye);
         (closers, result)
     }
 
     /// Invariants 1 and 2.
-    fn commit(&mut self, mut group: Vec<Box<dyn Job>>) {
+    fn commit(&mut self, mut group: Vec<Request>) {
         if group.is_empty() {
             return;
         }
@@ -331,35 +229,37 @@ impl Worker {
             self.answer(group, &result);
             return;
         }
-        for job in group {
-            let mut alone = vec![job];
+        for request in group {
+            let mut alone = vec![request];
             let result = self.attempt(&mut alone);
             self.answer(alone, &result);
         }
     }
 
-    fn attempt(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+    fn attempt(&mut self, group: &mut [Request]) -> Result<(), StoreError> {
         self.now_ms = group
             .iter()
-            .filter_map(|job| job.now_ms())
+            .filter_map(|request| request.terms().now_ms)
             .fold(self.now_ms, i64::max);
-        self.desk.transact(self.now_ms, self.patience_ms, |desk| {
-            group.iter_mut().try_for_each(|job| job.run(desk))
-        })
+        let durable = group.iter().any(|request| request.terms().durable);
+        self.desk
+            .transact(self.now_ms, self.patience_ms, durable, |desk| {
+                run(desk, group)
+            })
     }
 
-    fn answer(&self, group: Vec<Box<dyn Job>>, result: &Result<(), StoreError>) {
+    fn answer(&self, group: Vec<Request>, result: &Result<(), StoreError>) {
         if matches!(self.desk.access, Access::Write) {
             match result {
                 Err(error) if error.is_invalid() => {}
                 result => self.desk.report(self.now_ms, result.as_ref().map(drop)),
             }
-            if result.is_ok() && group.iter().any(|job| job.wakes()) {
+            if result.is_ok() && group.iter().any(|request| request.terms().wakes) {
                 self.desk.shared.wakeups.notify_one();
             }
         }
-        for job in group {
-            job.answer(result.clone());
+        for request in group {
+            request.answer(result.clone());
         }
     }
 }

@@ -1,0 +1,229 @@
+//! What a request works on: the connection, inside a transaction, and what the thread that owns it
+//! remembers.
+//!
+//! Not a queue: the [`worker`](super::worker) brings the requests.
+//!
+//! Invariants:
+//!
+//! 1. After an error the connection is rolled back, and opened anew if that did not help.
+//! 2. A transaction that need not be durable is written to the log without a sync: it survives the
+//!    process, and the next durable one makes it survive the power too.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use tokio::sync::Notify;
+
+use super::connection::{self, Access, LOCK_STEP_MS};
+use super::fault::Fault;
+use super::flow;
+use super::row::Key;
+use super::tally::Tally;
+use crate::event::store::StoreError;
+use crate::event::store::query::{Health, Trouble};
+use crate::sync::Mutex;
+
+/// How many deliveries may be skipped because their pages are damaged. A file that has more of them
+/// needs a repair: then the claim fails and says so.
+const MAX_SKIPPED: usize = 10_000;
+
+/// What a store's threads and its handle share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) health: Mutex<Health>,
+    pub(super) wakeups: Arc<Notify>,
+}
+
+/// What a request works on: the connection, inside a transaction.
+#[derive(Debug)]
+pub(super) struct Desk {
+    path: PathBuf,
+    pub(super) access: Access,
+    conn: Option<Connection>,
+    /// Whether commits are synced now: what the connection was last told.
+    syncs: bool,
+    /// What this transaction has changed.
+    pub(super) tally: Tally,
+    /// Deliveries that damage keeps out of every claim.
+    pub(super) skipped: HashSet<Key>,
+    /// Those among them that are still to be set aside, and why.
+    damaged: Vec<(Key, String)>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Desk {
+    pub(super) fn new(
+        path: PathBuf,
+        access: Access,
+        conn: Connection,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            path,
+            access,
+            conn: Some(conn),
+            syncs: true,
+            tally: Tally::default(),
+            skipped: HashSet::new(),
+            damaged: Vec::new(),
+            shared,
+        }
+    }
+
+    /// The connection. [`begin`](Self::begin) has seen to it that there is one.
+    pub(super) fn conn(&self) -> &Connection {
+        self.conn
+            .as_ref()
+            .expect("a request runs only inside a transaction that was begun")
+    }
+
+    /// The connection and the tally, for what needs both.
+    pub(super) fn parts(&mut self) -> (&Connection, &mut Tally) {
+        let conn = self.conn.as_ref();
+        (conn.expect("as in `conn`"), &mut self.tally)
+    }
+
+    /// The last act of an orderly close.
+    pub(super) fn checkpoint(&self) {
+        self.conn.as_ref().map(connection::checkpoint);
+    }
+
+    pub(super) fn skip(&mut self, key: Key) {
+        self.skipped.insert(key);
+    }
+
+    /// Keeps a delivery out of what follows, and has it set aside when this transaction is over.
+    pub(super) fn set_aside_later(&mut self, key: Key, damage: String) {
+        if self.skipped.len() < MAX_SKIPPED && self.skipped.insert(key.clone()) {
+            self.damaged.push((key, damage));
+        }
+    }
+
+    pub(super) fn report_damage(&self, key: &Key, damage: &str) {
+        tracing::error!(
+            event = key.0,
+            subscriber = &*key.1,
+            damage,
+            "delivery set aside"
+        );
+        let mut health = self.shared.health.lock();
+        health.damaged += 1;
+        health.last_damage = Some(format!("event {} for {}: {damage}", key.0, key.1));
+    }
+
+    /// Runs `work` in a transaction of its own, waiting for a foreign lock at most `patience_ms`.
+    /// If it finds a damaged page, what is on it is set aside and `work` is run again: each time at
+    /// least one delivery fewer stands in its way.
+    pub(super) fn transact<T>(
+        &mut self,
+        now_ms: i64,
+        patience_ms: u64,
+        durable: bool,
+        mut work: impl FnMut(&mut Self) -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
+        loop {
+            let result = self.transact_once(now_ms, patience_ms, durable, &mut work);
+            let damaged = std::mem::take(&mut self.damaged);
+            if result.is_ok() || damaged.is_empty() {
+                return result;
+            }
+            for (key, damage) in damaged {
+                let aside = self.transact_once(now_ms, patience_ms, true, &mut |desk| {
+                    flow::set_aside(desk, key.clone(), &damage, now_ms)
+                });
+                if aside.is_err() {
+                    self.report_damage(&key, &damage);
+                }
+            }
+        }
+    }
+
+    fn transact_once<T>(
+        &mut self,
+        now_ms: i64,
+        patience_ms: u64,
+        durable: bool,
+        work: &mut impl FnMut(&mut Self) -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
+        self.tally = Tally::default();
+        let result = self.begin(now_ms, patience_ms, durable).and_then(|()| {
+            let result = catch_unwind(AssertUnwindSafe(|| work(self)))
+                .unwrap_or_else(|_| Err(Fault::Own(StoreError::invalid("a request panicked"))));
+            result.and_then(|value| {
+                self.tally.write(self.conn())?;
+                self.control("COMMIT")?;
+                Ok(value)
+            })
+        });
+        result.map_err(|fault| {
+            self.roll_back();
+            StoreError::from(fault)
+        })
+    }
+
+    fn begin(&mut self, now_ms: i64, patience_ms: u64, durable: bool) -> Result<(), Fault> {
+        if self.conn.is_none() {
+            self.conn = Some(connection::open(&self.path, self.access)?);
+            self.syncs = true;
+        }
+        if self.syncs != durable && matches!(self.access, Access::Write) {
+            connection::sync(self.conn(), durable)?;
+            self.syncs = durable;
+        }
+        let sql = match self.access {
+            Access::Write => "BEGIN IMMEDIATE",
+            Access::Read => "BEGIN",
+        };
+        let mut waited_ms = 0;
+        loop {
+            match self.control(sql).map_err(Fault::from) {
+                Err(fault) if fault.is_busy() && waited_ms < patience_ms => {
+                    // SQLite itself has waited for one step of its busy timeout.
+                    waited_ms += LOCK_STEP_MS;
+                    self.report(now_ms, Err(&StoreError::from(fault)));
+                }
+                result => return result.map(drop),
+            }
+        }
+    }
+
+    /// Begins or commits; prepared, because parsing them was a twentieth of a lone append.
+    fn control(&self, sql: &str) -> rusqlite::Result<()> {
+        self.conn().prepare_cached(sql)?.execute([]).map(drop)
+    }
+
+    /// Invariant 1.
+    fn roll_back(&mut self) {
+        let Some(conn) = &self.conn else { return };
+        if !conn.is_autocommit() && conn.execute_batch("ROLLBACK").is_err() {
+            self.conn = None;
+        }
+    }
+
+    pub(super) fn report(&self, now_ms: i64, result: Result<(), &StoreError>) {
+        let mut health = self.shared.health.lock();
+        match result {
+            Ok(()) => {
+                if health.trouble.take().is_some() {
+                    tracing::info!("the event store can be written again");
+                }
+            }
+            Err(error) => {
+                let since_ms = health
+                    .trouble
+                    .as_ref()
+                    .map_or(now_ms, |trouble| trouble.since_ms);
+                if health.trouble.is_none() {
+                    tracing::error!(error = error as &dyn std::error::Error, "{error}");
+                }
+                health.trouble = Some(Trouble {
+                    error: error.clone(),
+                    since_ms,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! How an embedded store is opened: its options, its recovery, its threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::connection::{self, Access};
+use super::desk::{Desk, Shared};
+use super::fault::Fault;
+use super::lock::Lock;
+use super::worker::{Message, QUEUE, Worker};
+use super::{Sqlite, flow, schema, tally};
+use crate::event::store::StoreError;
+
+/// How an embedded store is opened.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct SqliteOptions {
+    path: PathBuf,
+    patience_ms: u64,
+}
+
+impl SqliteOptions {
+    /// The file at `path`, with the defaults.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self {
+            path: path.as_ref().to_owned(),
+            patience_ms: 30_000,
+        }
+    }
+
+    /// How long a write waits while somebody else (a shell, a backup, the user's own transaction)
+    /// keeps the database locked, before it fails with [`StoreError::is_locked`]. In steps of
+    /// 250 ms; 30 s by default, since requests wait meanwhile, and a client rarely waits longer.
+    pub fn lock_patience(mut self, patience: std::time::Duration) -> Self {
+        self.patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// Opens the file, creates or updates its tables, and makes due again what was running when
+    /// the last process died. Blocks on the disk: call it before serving.
+    ///
+    /// # Errors
+    ///
+    /// [`is_in_use`](StoreError::is_in_use): another process has it;
+    /// [`is_read_only`](StoreError::is_read_only), [`is_corrupt`](StoreError::is_corrupt),
+    /// [`is_schema`](StoreError::is_schema) (written by a newer version),
+    /// [`is_full`](StoreError::is_full), [`is_io`](StoreError::is_io).
+    pub fn open(self) -> Result<Sqlite, StoreError> {
+        let lock = Lock::take(&self.path)?;
+        let shared = Arc::<Shared>::default();
+        let desk = |access| {
+            let conn = connection::open(&self.path, access)?;
+            Ok::<_, Fault>(Desk::new(
+                self.path.clone(),
+                access,
+                conn,
+                Arc::clone(&shared),
+            ))
+        };
+        let mut writing = desk(Access::Write)?;
+        writing.transact(0, self.patience_ms, true, |desk| {
+            schema::migrate(desk.conn())?;
+            flow::recover(desk)
+        })?;
+        let counted = writing.transact(0, self.patience_ms, true, |desk| {
+            tally::recount(desk.conn())
+        });
+        if let Err(error) = counted {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the deliveries cannot be counted"
+            );
+        }
+        let reading = desk(Access::Read)?;
+        let writer = spawn("defer-store-write", writing, self.patience_ms, Some(lock))?;
+        let reader = spawn("defer-store-read", reading, self.patience_ms, None)?;
+        Ok(Sqlite {
+            writer,
+            reader,
+            shared,
+        })
+    }
+}
+
+fn spawn(
+    name: &str,
+    desk: Desk,
+    patience_ms: u64,
+    lock: Option<Lock>,
+) -> Result<mpsc::Sender<Message>, StoreError> {
+    let (sender, queue) = mpsc::channel(QUEUE);
+    let mut worker = Worker {
+        desk,
+        queue,
+        patience_ms,
+        now_ms: 0,
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let (closers, result) = worker.run(|desk| match lock {
+                Some(_) => flow::hand_back(desk),
+                None => Ok(()),
+            });
+            if lock.is_some() {
+                worker.desk.checkpoint();
+            }
+            drop(worker);
+            // Last, so that the next process finds everything done.
+            drop(lock);
+            for closer in closers {
+                let _ = closer.send(result.clone());
+            }
+        })
+        .map_err(StoreError::io)?;
+    Ok(sender)
+}
