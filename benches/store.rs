@@ -71,6 +71,7 @@ fn appends(runtime: &Runtime, options: &Options) {
     let round = Duration::from_millis(round);
     println!("durable appends/s, {RECORD} bytes, median (best) of {rounds} interleaved rounds");
     println!("writers | file + fdatasync | store, due | ratio | store, claimed | ratio");
+    let mut lines = Vec::new();
     for writers in [1, 16, 64] {
         let mut figures = [Vec::new(), Vec::new(), Vec::new()];
         let path = |name: &str| options.dir.join(format!("{name}-{writers}"));
@@ -114,7 +115,21 @@ fn appends(runtime: &Runtime, options: &Options) {
              | {:.2}",
             best[0], best[1], ratios[0], best[2], ratios[1]
         );
+        let target = match writers {
+            16 => 0.6,
+            64 => 0.5,
+            _ => continue,
+        };
+        // For the report of all targets. Claimed: as an emit records it while there is room.
+        lines.push(format!(
+            "target 14 | durable emits a second, {writers} concurrent, against a bare file with group \
+             commit | {bare:.0} | {claimed:.0} | {:.2} | ≥ {target} | {}",
+            ratios[1],
+            if ratios[1] >= target { "met" } else { "NOT MET" }
+        ));
     }
+    println!();
+    lines.iter().for_each(|line| println!("{line}"));
 }
 
 fn log_rate(runtime: &Runtime, writers: usize, round: Duration, log: &Log) -> f64 {
