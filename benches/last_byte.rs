@@ -221,7 +221,6 @@ fn serve(
     protocol: Protocol,
     flavor: Flavor,
     kind: Kind,
-    busy: Option<Duration>,
     executor: Executor,
     order: &Arc<Order>,
 ) -> SocketAddr {
@@ -233,8 +232,10 @@ fn serve(
     let service = DeferLayer::new().executor(executor).layer(service_fn(
         move |request: Request<hyper::body::Incoming>| {
             let (body, order) = (kind.body(&large), order.clone());
+            let busy = request.uri().path().trim_start_matches('/').parse();
+            let busy = Duration::from_millis(busy.expect("milliseconds"));
             async move {
-                if let Some(busy) = busy {
+                if !busy.is_zero() {
                     let defer = Defer::from_extensions(request.extensions());
                     defer
                         .expect("the layer is there")
@@ -281,9 +282,9 @@ fn spin(busy: Duration) {
     }
 }
 
-fn request() -> Request<Empty<Bytes>> {
+fn request(busy: Duration) -> Request<Empty<Bytes>> {
     Request::builder()
-        .uri("http://localhost/")
+        .uri(format!("http://localhost/{}", busy.as_millis()))
         .header("host", "localhost")
         .header("te", "trailers")
         .body(Empty::new())
@@ -297,7 +298,7 @@ async fn measure(
     executor: &Executor,
     order: &Order,
     count: usize,
-) -> Times {
+) -> Cell {
     let stream = TcpStream::connect(address)
         .await
         .expect("the server listens");
@@ -309,9 +310,9 @@ async fn measure(
                 .await
                 .expect("a connection");
             tokio::spawn(connection);
-            repeat(executor, order, count, async || {
+            repeat(executor, order, count, async |busy| {
                 client.ready().await.expect("open");
-                read(client.send_request(request())).await
+                read(client.send_request(request(busy))).await
             })
             .await
         }
@@ -326,9 +327,9 @@ async fn measure(
                     .await
                     .expect("a connection");
             tokio::spawn(connection);
-            repeat(executor, order, count, async || {
+            repeat(executor, order, count, async |busy| {
                 client.ready().await.expect("open");
-                read(client.send_request(request())).await
+                read(client.send_request(request(busy))).await
             })
             .await
         }
@@ -346,34 +347,45 @@ async fn read(
     began.elapsed()
 }
 
+/// Without a task, and with each of those in [`BUSY`], in turn.
 async fn repeat(
     executor: &Executor,
     order: &Order,
     count: usize,
-    mut one: impl AsyncFnMut() -> Duration,
-) -> Times {
+    mut one: impl AsyncFnMut(Duration) -> Duration,
+) -> Cell {
     let began = Instant::now();
-    let (mut times, mut overtaken) = (Vec::new(), 0);
+    let mut cell = Cell::default();
     // The first few pay for what is made once.
     for at in 0..count + 3 {
-        let time = one().await;
-        while executor.snapshot().outstanding > 0 {
-            tokio::time::sleep(Duration::from_micros(500)).await; // the task's own work
-        }
-        let late = order.overtaken();
-        if at >= 3 {
-            times.push(time);
-            overtaken += usize::from(late);
+        for (busy, times) in [Duration::ZERO, BUSY[0], BUSY[1]]
+            .into_iter()
+            .zip(&mut cell)
+        {
+            let time = one(busy).await;
+            while executor.snapshot().outstanding > 0 {
+                tokio::time::sleep(Duration::from_micros(500)).await; // the task's own work
+            }
+            let late = order.overtaken();
+            if at >= 3 {
+                times.times.push(time);
+                times.overtaken += usize::from(late);
+            }
         }
         if began.elapsed() > CELL {
             break;
         }
     }
-    times.sort_unstable();
-    Times { times, overtaken }
+    cell.iter_mut()
+        .for_each(|times| times.times.sort_unstable());
+    cell
 }
 
-/// What was seen in a cell.
+/// Without a task, with the shorter one, with the longer one.
+type Cell = [Times; 3];
+
+/// What was seen.
+#[derive(Default)]
 struct Times {
     times: Vec<Duration>,
     overtaken: usize,
@@ -395,15 +407,9 @@ impl Times {
     }
 }
 
-fn cell(
-    protocol: Protocol,
-    flavor: Flavor,
-    kind: Kind,
-    busy: Option<Duration>,
-    count: usize,
-) -> Times {
+fn cell(protocol: Protocol, flavor: Flavor, kind: Kind, count: usize) -> Cell {
     let (executor, order) = (Executor::new(), Order::new());
-    let address = serve(protocol, flavor, kind, busy, executor.clone(), &order);
+    let address = serve(protocol, flavor, kind, executor.clone(), &order);
     let client = std::thread::spawn(move || {
         runtime(Flavor::CurrentThread)
             .block_on(measure(protocol, address, &executor, &order, count))
@@ -457,18 +463,13 @@ fn main() {
                 if only.is_some_and(|only| !name.contains(only.as_str())) {
                     continue;
                 }
-                let without = cell(protocol, flavor, kind, None, count);
+                let [without, shorter, longer] = cell(protocol, flavor, kind, count);
                 let usual = without.median();
                 let mut row = format!("{name:34} {}", without.columns(usual + BUSY[1] / 2));
-                for (busy, worst) in &mut worst {
-                    let with = cell(protocol, flavor, kind, Some(*busy), count);
+                for ((busy, worst), with) in worst.iter_mut().zip([shorter, longer]) {
                     let late = with.columns(usual + *busy / 2);
-                    let _ = write!(
-                        row,
-                        "   {late} {:11} of {:3}",
-                        with.overtaken,
-                        with.times.len()
-                    );
+                    let (overtaken, of) = (with.overtaken, with.times.len());
+                    let _ = write!(row, "   {late} {overtaken:11} of {of:3}");
                     worst.see(&name, usual, &with);
                 }
                 println!("{row}");
