@@ -38,7 +38,8 @@ impl Tick {
 
 /// A duration too long for 64 bits of nanoseconds (584 years) is as good as for ever.
 pub(crate) fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    let seconds = time.as_secs().saturating_mul(1_000_000_000);
+    seconds.saturating_add(u64::from(time.subsec_nanos()))
 }
 
 /// A point of reference, and the time since then.

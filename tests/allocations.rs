@@ -164,14 +164,50 @@ fn whole_life(runtime: &tokio::runtime::Runtime, layer: &DeferLayer, tasks: usiz
 }
 
 #[test]
-fn a_task_costs_one_allocation_from_its_registration_to_its_end() {
+fn a_task_costs_one_allocation_from_its_registration_to_its_end_and_its_like_then_none() {
     let runtime = runtime();
     let layer = DeferLayer::new();
     let held = warm(&runtime, &layer);
     let nothing = whole_life(&runtime, &layer, 0);
+    // The record of the response, and for each task a box.
+    assert_eq!(whole_life(&runtime, &layer, 1), nothing + 1 + 1);
+    // One box lies there from the task before.
+    assert_eq!(whole_life(&runtime, &layer, 4), nothing + 1 + 3);
     assert_eq!(whole_life(&runtime, &layer, 1), nothing + 1);
-    assert_eq!(whole_life(&runtime, &layer, 4), nothing + 4);
+    assert_eq!(whole_life(&runtime, &layer, 4), nothing + 1);
     drop(held);
+}
+
+#[test]
+fn what_emptied_tasks_leave_on_a_thread_is_bounded() {
+    const TASKS: usize = 1_000;
+    let runtime = runtime();
+    let executor = Executor::new();
+    let batch = |payload: [u64; 8]| {
+        runtime.block_on(async {
+            for _ in 0..TASKS {
+                executor.submit(move || async move {
+                    std::hint::black_box(payload);
+                });
+            }
+            executor.idle().await;
+        });
+    };
+    let submitted = measure(|| batch([7; 8]));
+    let left = submitted.bytes_current;
+    assert!((0..=144 * 1024).contains(&left), "{left} bytes");
+    // A task of more than 512 bytes leaves nothing.
+    let large = [7_u64; 80];
+    let run = || {
+        runtime.block_on(async {
+            executor.submit(move || async move {
+                std::hint::black_box(large);
+            });
+            executor.idle().await;
+        });
+    };
+    run();
+    assert_eq!(measure(run).bytes_current, 0);
 }
 
 #[test]
@@ -231,6 +267,9 @@ fn a_guarded_chunk_costs_one_allocation() {
         unguarded,
         "nothing is deferred"
     );
+    let task = allocations(&[], false, true);
+    // The record of the response; and a box, for the first of the tasks.
+    assert_eq!(task, unguarded + 1 + 1);
     let task = allocations(&[], false, true);
     assert_eq!(task, unguarded + 1);
     // `Bytes::from_owner` boxes the guard with the chunk; nothing else.

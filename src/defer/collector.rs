@@ -26,7 +26,8 @@ use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 pub(crate) struct Collector {
     pub(super) scope: Arc<Scope>,
     pub(super) gate: Gate<Node, Beside>,
-    pub(super) response: OnceLock<ResponseInfo>,
+    /// What a user asked to see of the response: few do, and who sets it looks under the gate's lock.
+    response: OnceLock<Arc<Origin>>,
     /// An inner layer with an executor of its own has seen the request.
     joined: AtomicBool,
     /// The handler has answered, and the response counts as open.
@@ -45,6 +46,8 @@ pub(super) struct Beside {
     pub(super) known: Known,
     follows: Option<Follows>,
     pub(super) place_in_sweep: Option<usize>,
+    /// Set at the release.
+    origin: Option<Arc<Origin>>,
     pub(super) elsewhere: Elsewhere,
     #[cfg(feature = "events")]
     pub(super) outbox: super::outbox::Outbox,
@@ -85,7 +88,7 @@ impl Collector {
 
     /// Whether the request has registered all that it may. A hint: registering decides.
     pub(super) fn is_at_limit(&self) -> bool {
-        self.gate.pushed() >= self.scope.max_tasks && self.response.get().is_none()
+        self.gate.pushed() >= self.scope.max_tasks && self.origin().is_none()
     }
 
     /// Nothing is registered, and no other executor counts the request.
@@ -189,7 +192,7 @@ impl Collector {
         place: Place<H>,
     ) {
         shared.accept(&mut node, place);
-        shared.enqueue_one(node, Some(self.clone()));
+        shared.enqueue_one(node, self.origin());
     }
 
     /// The handler has answered, and somebody has registered a task or may still do so.
@@ -235,6 +238,18 @@ impl Collector {
         } else {
             shared.request_answered(false);
         }
+    }
+
+    /// What became of the response, from the release on.
+    pub(crate) fn response(&self) -> Option<&ResponseInfo> {
+        if self.response.get().is_none() {
+            let _ = self.response.set(self.origin()?);
+        }
+        self.response.get().map(|origin| &origin.response)
+    }
+
+    pub(super) fn origin(&self) -> Option<Arc<Origin>> {
+        self.gate.with(|_, beside| beside.origin.clone())
     }
 
     /// Releases by force what is registered so far.
@@ -297,19 +312,25 @@ impl Collector {
     fn release(
         self: &Arc<Self>,
         forced: bool,
-        hand_over: impl Fn(&Arc<Shared>, Fifo<Node>, &Arc<dyn Origin>, Tick),
+        hand_over: impl Fn(&Arc<Shared>, Fifo<Node>, &Arc<Origin>, Tick),
     ) -> usize {
         let clock = &self.scope.executor.shared().clock;
         let used = self.is_used();
         let now = if used { clock.now() } else { Tick::ZERO };
         let opened = self.gate.open(|beside| {
             let info = beside.known.record(now, forced, self.progress.bytes());
-            let end = info.end;
-            // By the gate's first invariant nobody has set it before.
-            let _ = self.response.set(info);
-            (beside.place_in_sweep.take(), beside.elsewhere.take(), end)
+            let origin = Arc::new(Origin {
+                response: info,
+                follows: beside.follows.take(),
+            });
+            beside.origin = Some(origin.clone());
+            (
+                beside.place_in_sweep.take(),
+                beside.elsewhere.take(),
+                origin,
+            )
         });
-        let Some((tasks, (place, elsewhere, end))) = opened else {
+        let Some((tasks, (place, elsewhere, origin))) = opened else {
             return 0;
         };
         if let Some(place) = place {
@@ -319,7 +340,6 @@ impl Collector {
         if count == 0 {
             return 0;
         }
-        let origin: Arc<dyn Origin> = self.clone();
         let shared = self.scope.executor.shared();
         if !tasks.is_empty() {
             // The hint above may have missed what another thread pushed.
@@ -332,7 +352,7 @@ impl Collector {
             hand_over(shared, tasks, &origin, shared.clock.now());
         }
         // Last: a subscriber that panics takes nothing with it.
-        observe::released(self.scope.executor.shared(), count, end);
+        observe::released(self.scope.executor.shared(), count, origin.response.end);
         count
     }
 }
@@ -344,16 +364,6 @@ impl Beside {
         follows
             .as_ref()
             .is_none_or(|follows| Some(&follows.id) == first)
-    }
-}
-
-impl Origin for Collector {
-    fn response(&self) -> Option<&ResponseInfo> {
-        self.response.get()
-    }
-
-    fn follows(&self) -> Option<Follows> {
-        self.gate.with(|_, beside| beside.follows.clone())
     }
 }
 
@@ -378,7 +388,7 @@ impl std::fmt::Debug for Collector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Collector")
             .field("registered", &self.gate.pushed())
-            .field("response", &self.response.get())
+            .field("response", &self.response())
             .finish_non_exhaustive()
     }
 }

@@ -11,7 +11,7 @@ use super::{Collector, MissingLayer};
 use crate::executor::{Executor, Place, RejectReason, Rejected, Shared, TaskHandle, located};
 use crate::response::ResponseInfo;
 use crate::sync::Arc;
-use crate::task::{IntoTask, Node, Origin, Task, TaskOutput};
+use crate::task::{IntoTask, Node, Task, TaskOutput};
 
 /// The handle to defer work with, found in the extensions of a request that passed a
 /// [`DeferLayer`](crate::DeferLayer).

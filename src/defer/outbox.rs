@@ -168,7 +168,7 @@ impl Collector {
         let Some(outgoing) = outgoing else {
             return Ok(number);
         };
-        let info = match self.response.get() {
+        let info = match self.response() {
             Some(info) => info.clone(),
             None => self.gate.with(|_, beside| beside.known.so_far()),
         };
@@ -231,7 +231,7 @@ impl Holder for Collector {
             self.scope.sweep.start(self.scope.executor.shared());
         }
         if let Err((node, _)) = pushed {
-            shared.enqueue_one(node, Some(self.clone()));
+            shared.enqueue_one(node, self.origin());
         }
     }
 

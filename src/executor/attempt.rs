@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::running::{Running, Slot};
+use super::running::{Plain, Running, Slot};
 use crate::clock::Tick;
 use crate::error::{TaskError, panic_text};
 use crate::observe::{self, AttemptSpan};
@@ -56,6 +56,15 @@ pub(super) struct Begun {
 }
 
 impl Begun {
+    /// Of a plain task that nobody watches.
+    pub(super) fn plain() -> Self {
+        Self {
+            context: None,
+            deadline: None,
+            span: AttemptSpan::unseen(),
+        }
+    }
+
     /// How long it may take, once it has waited.
     pub(super) fn limit(&self) -> Duration {
         self.deadline.map_or(Duration::ZERO, |(_, limit)| limit)
@@ -65,11 +74,7 @@ impl Begun {
 /// Asks the condition, once in the life of a task.
 #[inline(always)]
 pub(super) fn admit(shared: &Arc<Shared>, node: &mut Node, slot: &Slot) -> Option<Outcome> {
-    let response = node
-        .header()
-        .origin
-        .as_ref()
-        .and_then(|origin| origin.response())?;
+    let response = node.response()?;
     let held = match node.settings() {
         None => Ok(!response.is_failure()),
         Some(settings) if settings.admitted => return None,
@@ -106,7 +111,7 @@ pub(super) fn admit(shared: &Arc<Shared>, node: &mut Node, slot: &Slot) -> Optio
 #[inline(always)]
 pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     let number = node.attempts() + 1;
-    let kind = node.body().kind();
+    let kind = node.body().about().kind;
     let name = node.name();
     let context = (kind != Kind::Async).then(|| describe(node, number, name.clone()));
     let span = observe::started(shared, node, &name, number);
@@ -120,9 +125,30 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     }
 }
 
+/// As [`begin`], for a task without settings that asks for no context, where nobody listens.
+#[inline(always)]
+pub(super) fn begin_plain(
+    shared: &Arc<Shared>,
+    node: &Node,
+    function: fn() -> &'static str,
+    slot: &Slot,
+) {
+    slot.begin_plain(Plain {
+        sequence: node.sequence(),
+        function,
+        location: node.header().location,
+        limit: shared.limit,
+        since: None,
+        first_seen: None,
+        stuck: None,
+    });
+    observe::changed(shared);
+    shared.watch.wake(shared);
+}
+
 #[inline(always)]
 fn running(shared: &Shared, node: &Node, name: Name, context: Option<&TaskContext>) -> Running {
-    let blocking = node.body().kind() == Kind::Blocking;
+    let blocking = node.body().about().kind == Kind::Blocking;
     Running {
         id: node.id(),
         name,
@@ -188,6 +214,23 @@ pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &S
     deadline
 }
 
+/// What a poll of the user's code came to.
+pub(super) type Polled = std::thread::Result<Poll<Result<(), TaskError>>>;
+
+/// One poll of the user's code, of a body that asks for no context. None: it ended well.
+#[inline(always)]
+pub(super) fn poll_plain(node: &mut Node, cx: &mut Context<'_>) -> Option<Polled> {
+    // By value all the way, so that nothing is left whose drop would have to be asked for.
+    match catch_unwind(AssertUnwindSafe(|| node.body_mut().poll(None, cx))) {
+        Ok(Poll::Ready(result)) => match result {
+            Ok(()) => None,
+            Err(error) => Some(Ok(Poll::Ready(Err(error)))),
+        },
+        Ok(Poll::Pending) => Some(Ok(Poll::Pending)),
+        Err(payload) => Some(Err(payload)),
+    }
+}
+
 /// One poll of the user's code.
 #[inline(always)]
 pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>) -> Poll<Outcome> {
@@ -195,6 +238,10 @@ pub(super) fn poll_once(node: &mut Node, begun: &mut Begun, cx: &mut Context<'_>
     let polled = begun
         .span
         .within(|| catch_unwind(AssertUnwindSafe(|| node.body_mut().poll(context, cx))));
+    outcome(node, polled)
+}
+
+pub(super) fn outcome(node: &mut Node, polled: Polled) -> Poll<Outcome> {
     match polled {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(Ok(()))) => Poll::Ready(Outcome::Completed),

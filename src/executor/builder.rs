@@ -196,7 +196,7 @@ impl ExecutorBuilder {
     /// leave the server the rest.
     ///
     /// The runtime is made when the first task needs it, and ends when the executor has been dropped and
-    /// its workers have ended (an idle one within about a minute). Nothing waits for it: drain first.
+    /// its workers have ended (idle ones within about ten seconds). Nothing waits for it: drain first.
     pub fn dedicated(mut self, threads: usize) -> Self {
         self.config.threads = Some(threads.max(1));
         self

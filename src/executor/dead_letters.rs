@@ -15,7 +15,7 @@ use crate::observe;
 use crate::response::ResponseInfo;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, Mutex};
-use crate::task::{AttemptRecord, Follows, Node, Origin, TaskId};
+use crate::task::{AttemptRecord, Node, TaskId};
 
 pub(super) type Hook = Box<dyn Fn(&DeadLetter) + Send + Sync>;
 
@@ -118,37 +118,8 @@ impl Letters {
     }
 }
 
-/// What a dead letter keeps of its request: not the collector, which knows the executor, which keeps
-/// the dead letter.
-struct Bygone {
-    response: ResponseInfo,
-    follows: Option<Follows>,
-}
-
-impl Origin for Bygone {
-    fn response(&self) -> Option<&ResponseInfo> {
-        Some(&self.response)
-    }
-
-    fn follows(&self) -> Option<Follows> {
-        self.follows.clone()
-    }
-}
-
 impl Shared {
-    pub(super) fn bury(&self, mut node: Node, reason: DiscardReason, error: Arc<str>) {
-        let origin = node.header_mut().origin.take();
-        let response = origin
-            .as_ref()
-            .and_then(|origin| origin.response())
-            .cloned();
-        if let (Some(origin), Some(response)) = (origin, response.clone()) {
-            let bygone = Bygone {
-                response,
-                follows: origin.follows(),
-            };
-            node.header_mut().origin = Some(Arc::new(bygone));
-        }
+    pub(super) fn bury(&self, node: Node, reason: DiscardReason, error: Arc<str>) {
         let replayable = node.body().reusable();
         let letter = Arc::new(DeadLetter {
             id: node.id(),
@@ -161,7 +132,7 @@ impl Shared {
                 .map(|s| s.history.clone())
                 .unwrap_or_default(),
             discarded_at: clock::wall_now(),
-            response,
+            response: node.response().cloned(),
             replayable,
         });
         if let Some(hook) = &self.config.on_dead_letter {

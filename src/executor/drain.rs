@@ -251,12 +251,7 @@ impl Shared {
     /// What no runtime can drop is counted as cancelled now, and not again when it ends.
     fn abandon_running(&self) {
         for slot in self.slots.all() {
-            let abandoned = slot.with(|running| {
-                let first = !running.abandoned;
-                running.abandoned = true;
-                first.then(|| running.clone())
-            });
-            let Some(running) = abandoned.flatten() else {
+            let Some(running) = slot.abandon() else {
                 continue;
             };
             observe::still_running(self, &running);

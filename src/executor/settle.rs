@@ -29,15 +29,7 @@ impl Shared {
         slot: &Slot,
     ) {
         if slot.end() || matches!(outcome, Outcome::Abandoned) {
-            observe::abandoned_ended(&node);
-            let mut node = node;
-            if let (Some(lent), Outcome::Completed) = (node.take_lent(), &outcome) {
-                lent.keeper.ended(Kept::Completed);
-            }
-            observe::panic_in_drop(node.drop_quietly());
-            let dropped = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
-            observe::panic_in_drop(dropped.err().map(panic_text));
-            return;
+            return self.ended_after_all(node, outcome);
         }
         match (begun, outcome) {
             (Some(begun), outcome) if begun.span.is_seen() => {
@@ -48,6 +40,18 @@ impl Shared {
             (_, Outcome::Completed) => self.completed(node),
             (_, outcome) => self.conclude(node, outcome),
         }
+    }
+
+    /// A drain has counted the task and given its place back.
+    #[cold]
+    pub(super) fn ended_after_all(&self, mut node: Node, outcome: Outcome) {
+        observe::abandoned_ended(&node);
+        if let (Some(lent), Outcome::Completed) = (node.take_lent(), &outcome) {
+            lent.keeper.ended(Kept::Completed);
+        }
+        observe::panic_in_drop(node.drop_quietly());
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
+        observe::panic_in_drop(dropped.err().map(panic_text));
     }
 
     fn conclude(self: &Arc<Self>, node: Node, outcome: Outcome) {
@@ -69,7 +73,7 @@ impl Shared {
     }
 
     #[inline]
-    fn completed(&self, mut node: Node) {
+    pub(super) fn completed(&self, mut node: Node) {
         observe::completed(self, &node);
         let lent = node.take_lent();
         // Dropped before it is counted: what it captured is free when the executor says so.

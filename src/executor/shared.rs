@@ -1,6 +1,7 @@
 //! What the parts of an executor share, and the way of a task into the queue.
 
 use std::ops::Deref;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -29,6 +30,8 @@ use crate::task::{Fifo, Kind, Node, Origin};
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    /// How long an attempt may take at most, of a task that says nothing of it.
+    pub(super) limit: Duration,
     pub(crate) clock: Clock,
     pub(crate) admission: Admission,
     pub(crate) counters: Counters,
@@ -83,6 +86,7 @@ impl Shared {
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
             own_runtime: OwnRuntime::default(),
+            limit: config.timeout.min(config.retry.age_limit()),
             config,
         }
     }
@@ -158,7 +162,7 @@ impl Shared {
     pub(crate) fn enqueue(
         self: &Arc<Self>,
         mut tasks: Fifo<Node>,
-        origin: &Arc<dyn Origin>,
+        origin: &Arc<Origin>,
         now: Tick,
     ) {
         if self.drain.is_abandoned() {
@@ -167,7 +171,7 @@ impl Shared {
         }
         let mut blocking = false;
         tasks.for_each_mut(|node| {
-            blocking |= node.body().kind() == Kind::Blocking;
+            blocking |= node.body().about().kind == Kind::Blocking;
             let header = node.header_mut();
             header.queued_at = now;
             header.origin = Some(origin.clone());
@@ -185,7 +189,7 @@ impl Shared {
     }
 
     /// As [`enqueue`](Self::enqueue), for one.
-    pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<dyn Origin>>) {
+    pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<Origin>>) {
         let header = node.header_mut();
         header.queued_at = self.clock.now();
         if origin.is_some() {
@@ -195,8 +199,11 @@ impl Shared {
         let Some(node) = self.held.keep(node) else {
             return observe::changed(self);
         };
-        match node.body().kind() {
-            Kind::Async | Kind::AsyncWithContext => self.wake(self.queue.push_one(node)),
+        match node.body().about().kind {
+            Kind::Async | Kind::AsyncWithContext => {
+                let released = node.header().origin.is_some();
+                self.wake(self.queue.push_one(node, released));
+            }
             Kind::Blocking => self.push_blocking(node),
         }
         observe::changed(self);
@@ -217,7 +224,7 @@ impl Shared {
         }
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
-            match node.body().kind() {
+            match node.body().about().kind {
                 Kind::Async | Kind::AsyncWithContext => quick.push(node),
                 Kind::Blocking => self.blocking.push_due(self, node),
             }
@@ -233,7 +240,7 @@ impl Shared {
     fn sort(self: &Arc<Self>, mut tasks: Fifo<Node>) -> Fifo<Node> {
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
-            match node.body().kind() {
+            match node.body().about().kind {
                 Kind::Async | Kind::AsyncWithContext => quick.push(node),
                 Kind::Blocking => self.push_blocking(node),
             }

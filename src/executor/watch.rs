@@ -4,7 +4,11 @@
 //! reported; and because a task that never yields may hold the runtime's only thread, the one who
 //! reports must be a thread of its own. It looks twice a second while something runs, measures real
 //! time by itself, and so costs an attempt nothing but one relaxed load.
+//!
+//! When nothing has run for a while, it retires the parked workers before it ends, so that none of them
+//! needs a timer for that.
 
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -73,12 +77,22 @@ fn watch(watched: &Weak<Shared>) {
         if looks_at_nothing >= IDLE_LOOKS {
             let awake = &shared.watch.awake.0;
             awake.store(false, Ordering::Relaxed);
-            let nobody = shared.slots.running().is_empty();
+            let nobody = shared.slots.running().is_empty() && shared.retire_workers();
             if nobody || awake.swap(true, Ordering::Relaxed) {
                 return;
             }
             looks_at_nothing = 0;
         }
+    }
+}
+
+impl Shared {
+    /// Ends the parked workers; whether that were all. One that has run something meanwhile and is about to
+    /// park would be forgotten otherwise.
+    fn retire_workers(&self) -> bool {
+        let (retired, left) = self.queue.retire();
+        retired.into_iter().for_each(Waker::wake);
+        !left
     }
 }
 

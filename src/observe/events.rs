@@ -103,11 +103,7 @@ pub(crate) fn skipped(shared: &Shared, node: &Node) {
     if !enabled(Level::DEBUG) {
         return;
     }
-    let response = node
-        .header()
-        .origin
-        .as_ref()
-        .and_then(|origin| origin.response());
+    let response = node.response();
     debug!( target: TARGET, { task.name = node.name().as_str(),
         task.id = %node.id(),
         condition = node.when().map_or("unless_failed", |when| when.as_str()),

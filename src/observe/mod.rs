@@ -24,4 +24,4 @@ pub(crate) use happening::Happening;
 pub(crate) use happening::{changed, gone, place_freed};
 #[cfg(feature = "metrics")]
 pub(crate) use metrics::Gauges;
-pub(crate) use span::{AttemptSpan, current_span, started};
+pub(crate) use span::{AttemptSpan, attempts_are_seen, current_span, started};

@@ -68,6 +68,10 @@ struct Seen {
 }
 
 impl AttemptSpan {
+    pub(crate) const fn unseen() -> Self {
+        Self(None)
+    }
+
     /// Whether anyone is listening.
     pub(crate) fn is_seen(&self) -> bool {
         self.0.is_some()
@@ -110,8 +114,13 @@ impl Drop for Seen {
 
 #[inline]
 pub(crate) fn started(shared: &Shared, node: &Node, name: &Name, attempt: u32) -> AttemptSpan {
-    let seen = is_counted() || enabled(Level::INFO);
-    AttemptSpan(seen.then(|| Box::new(see(shared, node, name, attempt))))
+    AttemptSpan(attempts_are_seen().then(|| Box::new(see(shared, node, name, attempt))))
+}
+
+/// Whether anyone may be listening.
+#[inline]
+pub(crate) fn attempts_are_seen() -> bool {
+    is_counted() || enabled(Level::INFO)
 }
 
 #[cold]
@@ -148,11 +157,7 @@ fn queue_wait(node: &Node, now: Tick) -> Duration {
 }
 
 fn open(node: &Node, name: &Name, attempt: u32, queue_wait: Duration) -> Span {
-    let response = node
-        .header()
-        .origin
-        .as_ref()
-        .and_then(|origin| origin.response());
+    let response = node.response();
     let span = tracing::info_span!(
         target: TARGET,
         parent: None,
@@ -172,7 +177,7 @@ fn open(node: &Node, name: &Name, attempt: u32, queue_wait: Duration) -> Span {
     let origin = node.header().origin.as_ref();
     follow(
         &span,
-        own.or_else(|| origin.and_then(|origin| origin.follows())),
+        own.or_else(|| origin.and_then(|origin| origin.follows.clone())),
     );
     span.in_scope(|| debug!( target: TARGET, { task.name = name.as_str(), task.attempt = attempt }, "task started"));
     span

@@ -1,5 +1,6 @@
 //! What a task runs: the user's closure, and in the same allocation the future of the attempt.
 
+use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -7,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use pin_project::pin_project;
 
+use super::spent::{self, Shelf};
 use super::{TaskContext, name};
 use crate::error::{TaskError, panic_text};
 
@@ -52,6 +54,14 @@ pub(crate) enum Kind {
     Blocking,
 }
 
+/// What is known of a body without running it. One call for both, because each attempt asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct About {
+    pub(crate) kind: Kind,
+    /// Finds the function that registered it.
+    pub(crate) name: fn() -> &'static str,
+}
+
 /// The type-erased inside of a task. Every method may run the user's code, and so may panic.
 pub(crate) trait Body: Send {
     /// Begins the attempt if none has begun, and drives it. When it is ready, what the attempt held
@@ -62,41 +72,56 @@ pub(crate) trait Body: Send {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>>;
 
-    /// Drops what the attempt holds.
+    /// Drops what the attempt holds, once it has begun.
     fn end(self: Pin<&mut Self>);
 
-    fn kind(&self) -> Kind;
+    fn about(&self) -> About;
 
-    /// Whether another attempt is possible.
+    /// Whether another attempt is possible. Asked between attempts.
     fn reusable(&self) -> bool;
 
-    /// Finds the function that registered it.
-    fn default_name(&self) -> fn() -> &'static str;
+    /// Drops everything that is the user's. Returns where the empty body may wait for its next use.
+    fn empty(self: Pin<&mut Self>) -> Option<Shelf>;
+
+    /// Fills an empty body again, if this is content for it: an `Option` of what it is made of.
+    fn refill(self: Pin<&mut Self>, content: &mut dyn Any) -> bool;
+}
+
+/// A body that can be emptied and filled again.
+pub(super) trait Reuse: Body + Sized + 'static {
+    type Content: 'static;
+    fn filled(content: Self::Content) -> Self;
 }
 
 /// A closure that makes a future for each attempt: `F` is one of the [`Make`]s below.
 #[pin_project]
 pub(crate) struct Repeat<F: Make> {
-    make: F,
+    /// None when it is empty.
+    make: Option<F>,
     #[pin]
     future: Option<F::Future>,
 }
 
 /// Makes the future of an attempt.
-pub(crate) trait Make: Send {
+pub(crate) trait Make: Send + 'static {
     const KIND: Kind;
     type Future: Future<Output: TaskOutput> + Send;
     fn make(&self, context: Option<&TaskContext>) -> Self::Future;
     fn default_name() -> &'static str;
 }
 
-impl<F: Make> Repeat<F> {
-    pub(crate) fn new(make: F) -> Self {
-        Self { make, future: None }
+impl<F: Make<Future: 'static>> Reuse for Repeat<F> {
+    type Content = F;
+
+    fn filled(make: F) -> Self {
+        Self {
+            make: Some(make),
+            future: None,
+        }
     }
 }
 
-impl<F: Make> Body for Repeat<F> {
+impl<F: Make<Future: 'static>> Body for Repeat<F> {
     fn poll(
         self: Pin<&mut Self>,
         context: Option<&TaskContext>,
@@ -104,7 +129,10 @@ impl<F: Make> Body for Repeat<F> {
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
         if this.future.is_none() {
-            let future = this.make.make(context);
+            let Some(make) = this.make else {
+                unreachable!("nobody runs an emptied task")
+            };
+            let future = make.make(context);
             this.future.set(Some(future));
         }
         let output = match this.future.as_mut().as_pin_mut() {
@@ -118,16 +146,33 @@ impl<F: Make> Body for Repeat<F> {
         self.project().future.set(None);
     }
 
-    fn kind(&self) -> Kind {
-        F::KIND
+    fn about(&self) -> About {
+        About {
+            kind: F::KIND,
+            name: F::default_name,
+        }
     }
 
     fn reusable(&self) -> bool {
         true
     }
 
-    fn default_name(&self) -> fn() -> &'static str {
-        F::default_name
+    fn empty(self: Pin<&mut Self>) -> Option<Shelf> {
+        let mut this = self.project();
+        // One after the other, each out of its place: a panic of the first leaves the second where it is.
+        if this.future.is_some() {
+            this.future.set(None);
+        }
+        drop(this.make.take());
+        spent::is_kept::<Self>().then(Shelf::of::<Self>)
+    }
+
+    fn refill(self: Pin<&mut Self>, content: &mut dyn Any) -> bool {
+        let Some(content) = content.downcast_mut::<Option<F>>() else {
+            return false;
+        };
+        *self.project().make = content.take();
+        true
     }
 }
 
@@ -149,7 +194,7 @@ pub(crate) struct Plain<F>(pub(crate) F);
 
 impl<F, Fut> Make for Plain<F>
 where
-    F: Fn() -> Fut + Send,
+    F: Fn() -> Fut + Send + 'static,
     Fut: Future<Output: TaskOutput> + Send,
 {
     const KIND: Kind = Kind::Async;
@@ -168,8 +213,8 @@ pub(crate) struct WithState<S, F>(pub(crate) S, pub(crate) F);
 
 impl<S, F, Fut> Make for WithState<S, F>
 where
-    S: Clone + Send,
-    F: Fn(S) -> Fut + Send,
+    S: Clone + Send + 'static,
+    F: Fn(S) -> Fut + Send + 'static,
     Fut: Future<Output: TaskOutput> + Send,
 {
     const KIND: Kind = Kind::Async;
@@ -188,7 +233,7 @@ pub(crate) struct WithContext<F>(pub(crate) F);
 
 impl<F, Fut> Make for WithContext<F>
 where
-    F: Fn(TaskContext) -> Fut + Send,
+    F: Fn(TaskContext) -> Fut + Send + 'static,
     Fut: Future<Output: TaskOutput> + Send,
 {
     const KIND: Kind = Kind::AsyncWithContext;
@@ -216,21 +261,24 @@ fn given(context: Option<&TaskContext>) -> TaskContext {
 pub(crate) struct Once<Fut> {
     #[pin]
     future: Option<Fut>,
-    begun: bool,
 }
 
-impl<Fut> Once<Fut> {
-    pub(crate) fn new(future: Fut) -> Self {
+impl<Fut> Reuse for Once<Fut>
+where
+    Fut: Future<Output: TaskOutput> + Send + 'static,
+{
+    type Content = Fut;
+
+    fn filled(future: Fut) -> Self {
         Self {
             future: Some(future),
-            begun: false,
         }
     }
 }
 
 impl<Fut> Body for Once<Fut>
 where
-    Fut: Future<Output: TaskOutput> + Send,
+    Fut: Future<Output: TaskOutput> + Send + 'static,
 {
     fn poll(
         self: Pin<&mut Self>,
@@ -238,7 +286,6 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TaskError>> {
         let mut this = self.project();
-        *this.begun = true;
         let output = match this.future.as_mut().as_pin_mut() {
             Some(future) => ready!(future.poll(cx)),
             None => return Poll::Ready(Err(TaskError::fatal("its future is spent"))),
@@ -247,22 +294,34 @@ where
     }
 
     fn end(self: Pin<&mut Self>) {
-        let mut this = self.project();
-        if *this.begun {
-            this.future.set(None);
+        self.project().future.set(None);
+    }
+
+    fn about(&self) -> About {
+        About {
+            kind: Kind::Async,
+            name: name::of::<Fut>,
         }
     }
 
-    fn kind(&self) -> Kind {
-        Kind::Async
-    }
-
     fn reusable(&self) -> bool {
-        !self.begun
+        self.future.is_some()
     }
 
-    fn default_name(&self) -> fn() -> &'static str {
-        name::of::<Fut>
+    fn empty(self: Pin<&mut Self>) -> Option<Shelf> {
+        let mut this = self.project();
+        if this.future.is_some() {
+            this.future.set(None);
+        }
+        spent::is_kept::<Self>().then(Shelf::of::<Self>)
+    }
+
+    fn refill(self: Pin<&mut Self>, content: &mut dyn Any) -> bool {
+        let Some(content) = content.downcast_mut::<Option<Fut>>() else {
+            return false;
+        };
+        self.project().future.set(content.take());
+        true
     }
 }
 
@@ -298,15 +357,23 @@ where
 
     fn end(self: Pin<&mut Self>) {}
 
-    fn kind(&self) -> Kind {
-        Kind::Blocking
+    fn about(&self) -> About {
+        About {
+            kind: Kind::Blocking,
+            name: self.name,
+        }
     }
 
     fn reusable(&self) -> bool {
         true
     }
 
-    fn default_name(&self) -> fn() -> &'static str {
-        self.name
+    /// Its box is dropped: a thread costs more than that.
+    fn empty(self: Pin<&mut Self>) -> Option<Shelf> {
+        None
+    }
+
+    fn refill(self: Pin<&mut Self>, _: &mut dyn Any) -> bool {
+        false
     }
 }

@@ -8,13 +8,15 @@ use super::{Name, TaskId};
 use crate::response::ResponseInfo;
 use crate::sync::Arc;
 
-/// What a task came from. The collector of a request is one.
-pub(crate) trait Origin: Send + Sync {
-    /// Known from the release on.
-    fn response(&self) -> Option<&ResponseInfo>;
-
+/// The request that a task came from, as it was when its response was out. Made at the release: until
+/// then a task is in the collector, and its tasks are the last that need to know of the request.
+///
+/// Behind one thin pointer, which a dead letter keeps, too: it leads to no executor.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) response: ResponseInfo,
     /// The span in which the request's first task was registered.
-    fn follows(&self) -> Option<Follows>;
+    pub(crate) follows: Option<Follows>,
 }
 
 /// The span in which a task was registered. Only what outlives it: a clone of the span would keep it
@@ -32,7 +34,7 @@ pub(crate) struct Attempt {
     pub(crate) name: Name,
     pub(crate) number: u32,
     pub(crate) last_error: Option<Arc<str>>,
-    pub(crate) origin: Option<Arc<dyn Origin>>,
+    pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) token: CancellationToken,
 }
 
@@ -69,7 +71,7 @@ impl TaskContext {
 
     /// What became of the response; `None` for a task that was submitted without a request.
     pub fn response(&self) -> Option<&ResponseInfo> {
-        self.0.origin.as_ref().and_then(|origin| origin.response())
+        self.0.origin.as_ref().map(|origin| &origin.response)
     }
 
     /// Cancelled when the attempt outlives its timeout and when a drain reaches its deadline.

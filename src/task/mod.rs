@@ -1,7 +1,8 @@
 //! The unit of deferred work: what is run, what it is called, when it applies, how it ends.
 //!
-//! A task is one allocation from its registration to its end ([`node`]): the closure, the attempt's
-//! future and the link by which the collector and the queue chain it share a box.
+//! A task is at most one allocation from its registration to its end ([`node`]): the closure, the
+//! attempt's future and the link by which the collector and the queue chain it share a box, which the
+//! next task of its kind uses again ([`spent`]).
 
 mod body;
 mod condition;
@@ -12,12 +13,15 @@ mod list;
 mod name;
 mod node;
 mod settings;
+mod spent;
 
+use body::Reuse;
 pub use body::TaskOutput;
 pub(crate) use body::{Body, Kind};
 pub use condition::When;
 pub use context::TaskContext;
 pub(crate) use context::{Attempt, Follows, Origin};
+pub(crate) use id::Sequence;
 pub use id::TaskId;
 #[cfg(feature = "events")]
 pub(crate) use keeper::Keeper;

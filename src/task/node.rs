@@ -1,4 +1,4 @@
-//! One allocation per task: the link, what the executor needs to know, and the body.
+//! One box per task: the link, what the executor needs to know, and the body.
 
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::Pin;
@@ -6,16 +6,18 @@ use std::pin::Pin;
 use pin_project::pin_project;
 
 use super::id::Sequence;
-use super::{Body, Lent, Link, Name, Origin, Settings, TaskId, When};
+use super::spent::{self, Shelf};
+use super::{Body, Lent, Link, Name, Origin, Reuse, Settings, TaskId, When};
 use crate::clock::Tick;
 use crate::error::panic_text;
+use crate::response::ResponseInfo;
 use crate::sync::Arc;
 
-/// 64 bytes, which is what a queued task costs beside its own captures (a test holds it).
+/// 56 bytes. With the body's own marks a queued task costs 64 beside its captures (a test holds it).
 pub(crate) struct Header {
     next: Option<Node>,
-    /// Set at the release: until then the collector holds the task, and would hold itself.
-    pub(crate) origin: Option<Arc<dyn Origin>>,
+    /// Known from the release on.
+    pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) sequence: Option<Sequence>,
     pub(crate) location: &'static Location<'static>,
     pub(crate) queued_at: Tick,
@@ -46,6 +48,28 @@ impl Node {
         Self(Box::pin(Cell { header, body }))
     }
 
+    /// In the box of an emptied task, where there is one.
+    #[inline]
+    pub(super) fn reused<B: Reuse>(
+        content: B::Content,
+        location: &'static Location<'static>,
+    ) -> Self {
+        if !spent::is_kept::<B>() {
+            return Self::new(B::filled(content), location);
+        }
+        let mut content = Some(content);
+        match Shelf::of::<B>().take(&mut content) {
+            Some(mut node) => {
+                node.header_mut().location = location;
+                node
+            }
+            None => match content {
+                Some(content) => Self::new(B::filled(content), location),
+                None => unreachable!("it is taken with a task"),
+            },
+        }
+    }
+
     pub(crate) fn header(&self) -> &Header {
         &self.0.header
     }
@@ -72,8 +96,13 @@ impl Node {
 
     /// Given when the task is accepted.
     pub(crate) fn id(&self) -> TaskId {
+        self.sequence().id()
+    }
+
+    #[inline]
+    pub(crate) fn sequence(&self) -> Sequence {
         match self.header().sequence {
-            Some(sequence) => sequence.id(),
+            Some(sequence) => sequence,
             None => unreachable!("an accepted task has an id"),
         }
     }
@@ -89,12 +118,18 @@ impl Node {
     pub(crate) fn name(&self) -> Name {
         match self.settings().and_then(|settings| settings.name.clone()) {
             Some(name) => name,
-            None => Name::Function(self.body().default_name()),
+            None => Name::Function(self.body().about().name),
         }
     }
 
     pub(crate) fn when(&self) -> Option<&When> {
         self.settings().and_then(|settings| settings.when.as_ref())
+    }
+
+    /// What became of the response, for a task of a request that has been released.
+    #[inline]
+    pub(crate) fn response(&self) -> Option<&ResponseInfo> {
+        self.header().origin.as_ref().map(|origin| &origin.response)
     }
 
     /// Failed attempts so far.
@@ -117,10 +152,41 @@ impl Node {
     }
 
     /// Drops the task; what it captured is the user's, and its drop may panic. Returns what it said.
-    pub(crate) fn drop_quietly(self) -> Option<String> {
+    #[inline]
+    pub(crate) fn drop_quietly(mut self) -> Option<String> {
+        let emptied = catch_unwind(AssertUnwindSafe(|| self.empty()));
+        match emptied {
+            Ok(Some(shelf)) => {
+                shelf.put(self);
+                None
+            }
+            Ok(None) => self.drop_box().err().map(panic_text),
+            Err(payload) => {
+                // What is left in it; were that to panic within the first unwinding, the process would end.
+                let _ = self.drop_box().map_err(panic_text);
+                Some(panic_text(payload))
+            }
+        }
+    }
+
+    /// Drops what the user gave and what the task has become. Where the box may be used again, returns
+    /// the place for it.
+    #[inline]
+    fn empty(&mut self) -> Option<Shelf> {
+        let shelf = self.body_mut().empty()?;
+        let header = self.header_mut();
+        if header.settings.is_some() {
+            header.settings = None;
+        }
+        header.origin = None;
+        header.sequence = None;
+        header.queued_at = Tick::ZERO;
+        Some(shelf)
+    }
+
+    #[cold]
+    fn drop_box(self) -> std::thread::Result<()> {
         catch_unwind(AssertUnwindSafe(|| drop(self)))
-            .err()
-            .map(panic_text)
     }
 }
 
@@ -144,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queued_task_costs_64_bytes_of_ours() {
-        assert_eq!(std::mem::size_of::<Header>(), 64);
+    fn a_queued_task_costs_56_bytes_of_ours() {
+        assert_eq!(std::mem::size_of::<Header>(), 56);
     }
 }

@@ -99,7 +99,10 @@ impl Task {
         F: Fn() -> Fut + Send + 'static,
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(Repeat::new(Plain(attempt)), Location::caller()))
+        Self(Node::reused::<Repeat<_>>(
+            Plain(attempt),
+            Location::caller(),
+        ))
     }
 
     /// A task that gives each of its attempts a clone of `state`.
@@ -110,8 +113,8 @@ impl Task {
         F: Fn(S) -> Fut + Send + 'static,
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(
-            Repeat::new(WithState(state, attempt)),
+        Self(Node::reused::<Repeat<_>>(
+            WithState(state, attempt),
             Location::caller(),
         ))
     }
@@ -138,8 +141,8 @@ impl Task {
         F: Fn(TaskContext) -> Fut + Send + 'static,
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(
-            Repeat::new(WithContext(attempt)),
+        Self(Node::reused::<Repeat<_>>(
+            WithContext(attempt),
             Location::caller(),
         ))
     }
@@ -151,7 +154,7 @@ impl Task {
     where
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
-        Self(Node::new(Once::new(future), Location::caller()))
+        Self(Node::reused::<Once<_>>(future, Location::caller()))
     }
 
     /// CPU-heavy or blocking work. It runs on a thread of the executor's own, not on the async

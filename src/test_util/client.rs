@@ -21,7 +21,6 @@ use crate::executor::Executor;
 use crate::middleware::DeferLayer;
 use crate::response::End;
 use crate::sync::Arc;
-use crate::task::Origin;
 
 /// Sends a request, reads the response to its end, and waits until the tasks have ended that it
 /// deferred, and theirs. [`Client`] does the same with settings.

@@ -135,7 +135,7 @@ fn record(node: &Node, id: Option<TaskId>, state: TaskState) -> TaskRecord {
         location: node.header().location,
         when,
         timeout: node.settings().and_then(|settings| settings.timeout),
-        blocking: node.body().kind() == Kind::Blocking,
+        blocking: node.body().about().kind == Kind::Blocking,
         state,
         attempts: 0,
         error: None,
@@ -149,8 +149,7 @@ fn last_error(node: &Node) -> Option<String> {
 }
 
 fn response(node: &Node) -> Option<ResponseInfo> {
-    let origin = node.header().origin.as_ref()?;
-    origin.response().cloned()
+    node.response().cloned()
 }
 
 impl Shared {

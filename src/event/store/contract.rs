@@ -51,7 +51,9 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// 10. **Crashes count.** Each time the process dies while a delivery is running marks it; at the
 ///     third mark ([`CRASHED`](super::CRASHED)) it is discarded instead of started again. A release
 ///     or an orderly close sets no mark. The mark cannot tell the culprit from what merely ran
-///     beside it, so start what has been marked ([`Claimed::crashes`]) with little beside it.
+///     beside it, so a claim hands out a suspect (one mark less,
+///     [`SUSPECT`](super::SUSPECT)) alone, in its turn: wait until nothing else runs, run it, and
+///     claim on when it is settled. Then only the culprit gets the last mark.
 /// 11. **Dead letters stay** until they are replayed or discarded: they can be listed page by page,
 ///     and grouped by subscriber and error.
 /// 12. **Replay is idempotent by its name.** Under one name each delivery is replayed at most once,
@@ -86,7 +88,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// is empty.
     fn append(&self, events: Vec<NewEvent>, now_ms: i64) -> StoreFuture<'_, Vec<Receipt>>;
 
-    /// Claims what is due (promises 3, 4).
+    /// Claims what is due (promises 3, 4, 10). Fewer than `limit` does not mean that no more is due:
+    /// a suspect comes alone. [`next_due`](Self::next_due) tells.
     ///
     /// # Errors
     ///

@@ -22,6 +22,11 @@ pub const DAMAGED: &str = "damaged";
 /// How many crashes discard a delivery: one may be the machine's, two a coincidence.
 pub(crate) const CRASH_LIMIT: u32 = 3;
 
+/// A delivery with so many crashes is a suspect: one more discards it, so a claim hands it out alone.
+/// One crash alone is no ground for suspicion, since every deployment that kills the process would
+/// then have all that was running done one by one.
+pub const SUSPECT: u32 = CRASH_LIMIT - 1;
+
 /// Error texts are cut to this many bytes: enough for a message and its causes, and a backtrace
 /// in a loop of retries does not fill the disk.
 const MAX_ERROR: usize = 4 * 1024;
@@ -154,6 +159,11 @@ impl Life {
         self.attempt = self.attempt.saturating_add(1);
         self.generation += 1;
         self.changed_ms = now_ms;
+    }
+
+    /// Whether it may go into a claim beside others.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.crashes >= SUSPECT
     }
 
     /// Whether a token of this generation may settle (invariant 2).

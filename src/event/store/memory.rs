@@ -96,9 +96,14 @@ impl Store for Memory {
                 .filter(|(due_ms, _)| *due_ms <= now_ms)
                 .collect();
             due.sort();
+            due.truncate(limit);
+            // A suspect goes alone: the first, or else it ends the claim.
+            let is_suspect = |(_, key): &(i64, Key)| room.unfinished[key].is_suspect();
+            if let Some(suspect) = due.iter().position(is_suspect) {
+                due.truncate(suspect.max(1));
+            }
             Ok(due
                 .iter()
-                .take(limit)
                 .filter_map(|(_, key)| room.claim(key, now_ms))
                 .collect())
         })

@@ -28,6 +28,7 @@
 mod contract;
 mod error;
 mod grouping;
+mod keep;
 mod life;
 mod memory;
 mod query;
@@ -42,7 +43,8 @@ pub mod conformance;
 pub use self::contract::{Store, StoreFuture};
 pub use self::error::StoreError;
 pub use self::grouping::error_group;
-pub use self::life::{CRASHED, DAMAGED, Settle, State};
+pub use self::keep::Keep;
+pub use self::life::{CRASHED, DAMAGED, SUSPECT, Settle, State};
 pub use self::memory::Memory;
 pub use self::query::{
     AddPast, Counts, Cursor, Filter, Group, Health, Listed, Prune, Pruned, Replay, Trouble, Walked,

@@ -132,8 +132,8 @@ pub struct AddPast {
     pub subscriber: Arc<str>,
     /// Go on after this event ([`Walked::next`] of the call before); `None` at the beginning.
     pub after: Option<EventId>,
-    /// Look at no more than this many events in this call, so that nobody waits long for the
-    /// writer.
+    /// Look at no more than this many events in this call. A store may look at fewer, so that nobody
+    /// waits long for its writer; [`Walked::next`] tells.
     pub limit: usize,
 }
 
@@ -157,12 +157,13 @@ pub struct Prune {
     pub keep_last: Option<u64>,
     /// Go on after this event ([`Pruned::next`] of the call before); `None` at the beginning.
     pub after: Option<EventId>,
-    /// Look at no more than this many events in this call.
+    /// Look at no more than this many events in this call. A store may look at fewer, so that nobody
+    /// waits long for its writer; [`Pruned::next`] tells.
     pub limit: usize,
 }
 
 /// What was pruned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
     /// How many events went.
     pub events: u64,
@@ -191,6 +192,8 @@ pub struct Counts {
     pub unknown: u64,
     /// Events, finished or not.
     pub events: u64,
+    /// Events that were ever pruned.
+    pub pruned: u64,
     /// When the delivery that waits longest was due (unix ms); `None`: none waits. Compare it with
     /// the present to know how far behind the deliveries are.
     pub oldest_due_ms: Option<i64>,

@@ -165,7 +165,8 @@ pub struct Claimed {
     pub token: AttemptToken,
     /// The number of this attempt; the first is 1.
     pub attempt: u32,
-    /// How many times the process died while this delivery was running.
+    /// How many times the process died while this delivery was running. At
+    /// [`SUSPECT`](super::SUSPECT) and more nothing else should run beside it.
     pub crashes: u32,
     /// When it was due (unix ms).
     pub due_ms: i64,

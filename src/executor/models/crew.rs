@@ -1,7 +1,7 @@
 //! The frame of the models of the [`queue`](crate::executor::queue): workers that are threads and do
 //! what `worker.rs` does, with wakers that ring a bell.
 
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 use crate::executor::queue::{Next, Queue, Wake, Worker};
 use crate::sync::model::{Bell, Item, JoinHandle, item, spawn};
@@ -14,7 +14,7 @@ pub(super) const DUE: usize = 4;
 /// What a worker does when it finds nothing, or meets its end before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Habit {
-    /// Ends when it is parked and has not been told: its idle time is over at once.
+    /// Retires all that are parked as soon as it is parked itself.
     Expire,
     /// The same, after one more poll by a waker that was left somewhere.
     ExpireAfterSpuriousPoll,
@@ -155,14 +155,18 @@ impl Crew {
                     }
                     begun_at_yield = self.begun.load(Ordering::Relaxed);
                 }
+                Poll::Ready(Next::End) => return,
                 Poll::Pending if std::mem::take(&mut spurious) => {}
                 Poll::Pending => match habit {
                     Habit::Stay if self.is_over() => return,
                     Habit::Stay => bell.wait(),
                     Habit::LeaveParked => return self.leave(&me),
-                    _ if self.queue.expire(&me) => return,
-                    // Told in this very moment: the bell has been rung, or will be.
-                    _ => bell.wait(),
+                    _ => {
+                        let (retired, _) = self.queue.retire();
+                        retired.into_iter().for_each(Waker::wake);
+                        // Its own bell has been rung by that, or for a task in this very moment.
+                        bell.wait();
+                    }
                 },
             }
         }
@@ -216,7 +220,7 @@ impl Crew {
                 panic!("a worker that has ended is still counted: {wake:?}");
             };
             // It takes the task, so that the next push finds it at work.
-            let noop = std::task::Waker::noop();
+            let noop = Waker::noop();
             let _ = self.queue.poll_next(&mut worker, noop);
             let (next, _) = self.queue.poll_next(&mut worker, noop);
             assert!(matches!(next, Poll::Ready(Next::Run(_))));

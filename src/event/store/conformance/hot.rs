@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use super::{Harness, append, claim, discard, event, names, settle};
-use crate::event::store::{CRASHED, Filter, NewEvent, Settle, Settled, Start, State, Store};
+use crate::event::store::{
+    CRASHED, Filter, NewEvent, SUSPECT, Settle, Settled, Start, State, Store,
+};
 
 /// Promise 1.
 pub async fn promise_01_append_is_atomic(harness: &impl Harness) {
@@ -335,4 +337,39 @@ pub async fn promise_10_crashes_count(harness: &impl Harness) {
     assert_eq!((&*dead[0].event_name, dead[0].crashes), ("killer", 3));
     assert_eq!(dead[0].reason.as_deref(), Some(CRASHED));
     assert!(dead[0].error.is_some());
+}
+
+/// Promise 10, of those that merely ran beside it: the last chance is run alone.
+pub async fn promise_10_suspects_are_claimed_alone(harness: &impl Harness) {
+    let mut store = harness.open().await;
+    let names_of = ["killer", "bystander", "fresh", "later"];
+    for (due_ms, name) in names_of.iter().enumerate() {
+        store
+            .append(vec![event(name, &["a"], due_ms as i64)], 1)
+            .await
+            .unwrap();
+    }
+    for crashes in 0..SUSPECT {
+        // Below, they go together.
+        let claimed = claim(&store, 2, 1).await;
+        let found: Vec<_> = claimed.iter().map(|c| c.crashes).collect();
+        assert_eq!(found, [crashes; 2]);
+        store = harness.crash(&store).await;
+    }
+    let killer = claim(&store, 10, 10).await;
+    assert_eq!(names(&killer), [("killer", "a".into())]);
+    assert_eq!(killer[0].crashes, SUSPECT);
+    // It says that there is more.
+    assert!(store.next_due().await.unwrap().is_some_and(|due| due <= 10));
+    let store = harness.crash(&store).await;
+    let bystander = claim(&store, 10, 10).await;
+    assert_eq!(names(&bystander), [("bystander", "a".into())]);
+    assert_eq!(
+        settle(&store, &bystander[0], Settle::Complete, 11).await,
+        Settled::Applied
+    );
+    let rest = claim(&store, 10, 12).await;
+    assert_eq!(names(&rest), [("fresh", "a".into()), ("later", "a".into())]);
+    let counts = store.counts().await.unwrap();
+    assert_eq!((counts.discarded, counts.finished), (1, 1));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Harness, append, claim, discard, settle};
 use crate::event::store::{
-    AddPast, Counts, EventId, Filter, NewEvent, Prune, Settle, Start, State, Store,
+    AddPast, Counts, EventId, Filter, Keep, NewEvent, Prune, Settle, Start, State, Store,
 };
 
 /// Long enough for any machine; nothing waits for it unless it fails.
@@ -124,9 +124,10 @@ pub async fn promise_16_nothing_is_pruned_without_a_policy(harness: &impl Harnes
             counts.discarded,
             counts.retrying,
             counts.parked,
-            counts.finished
+            counts.finished,
+            counts.pruned
         ),
-        (4, 1, 1, 1, 5)
+        (4, 1, 1, 1, 5, 4)
     );
     // No number is given twice.
     let newest = store
@@ -169,6 +170,7 @@ pub async fn promise_17_counts_tell_the_truth(harness: &impl Harness) {
         finished: 1,
         unknown: 0,
         events: 2,
+        pruned: 0,
         oldest_due_ms: Some(3),
     };
     assert_eq!(store.counts().await.unwrap(), counts);
@@ -262,4 +264,31 @@ pub async fn promise_20_texts_come_back(harness: &impl Harness) {
     settle(&store, &claimed[0], Settle::Retry { due_ms: 3, error }, 2).await;
     let again = claim(&store, 1, 3).await.remove(0);
     assert_eq!(again.last_error, Some("ö".repeat(2_048)));
+}
+
+/// Promise 16, by a policy that is applied step by step.
+pub async fn promise_16_a_policy_prunes_step_by_step(harness: &impl Harness) {
+    let store = harness.open().await;
+    let batch = |now_ms| {
+        (0..1_200)
+            .map(|_| NewEvent::new("one", "{}").deliver("a", Start::At(now_ms)))
+            .collect()
+    };
+    store.append(batch(1), 1).await.unwrap();
+    store.append(batch(2), 2).await.unwrap();
+    let settles = claim(&store, 2_300, 2).await.into_iter();
+    let settles = settles.map(|c| (c.token, Settle::Complete)).collect();
+    store.settle(settles, 3).await.unwrap();
+    let none = Keep::everything().apply(&store, i64::MAX).await.unwrap();
+    assert_eq!(none.events, 0);
+    let old = Keep::newer_than(Duration::from_millis(8));
+    let pruned = old.apply(&store, 10).await.unwrap();
+    assert_eq!((pruned.events, pruned.deliveries), (1_200, 1_200));
+    let few = Keep::everything().at_most(200);
+    let pruned = few.apply(&store, 10).await.unwrap();
+    assert_eq!((pruned.events, pruned.deliveries), (1_000, 1_000));
+    let store = harness.crash(&store).await;
+    let counts = store.counts().await.unwrap();
+    assert_eq!((counts.events, counts.pruned), (200, 2_200));
+    assert_eq!((counts.queued, counts.finished), (100, 100));
 }

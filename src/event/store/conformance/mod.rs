@@ -39,11 +39,12 @@ pub use self::hot::{
     promise_05_settling_is_by_token, promise_06_retries_keep_due_time_and_error,
     promise_07_a_release_consumes_nothing, promise_08_deliveries_are_independent,
     promise_09_recovery_is_immediate, promise_10_crashes_count,
+    promise_10_suspects_are_claimed_alone,
 };
 pub use self::keeping::{
-    promise_15_a_subscriber_gets_the_past_once, promise_16_nothing_is_pruned_without_a_policy,
-    promise_17_counts_tell_the_truth, promise_18_wakeups_are_hints,
-    promise_19_a_closed_store_refuses, promise_20_texts_come_back,
+    promise_15_a_subscriber_gets_the_past_once, promise_16_a_policy_prunes_step_by_step,
+    promise_16_nothing_is_pruned_without_a_policy, promise_17_counts_tell_the_truth,
+    promise_18_wakeups_are_hints, promise_19_a_closed_store_refuses, promise_20_texts_come_back,
 };
 pub use self::letters::{
     promise_11_dead_letters_stay, promise_12_replay_is_idempotent_by_name,
@@ -80,11 +81,13 @@ macro_rules! store_conformance {
             promise_08_deliveries_are_independent
             promise_09_recovery_is_immediate
             promise_10_crashes_count
+            promise_10_suspects_are_claimed_alone
             promise_11_dead_letters_stay
             promise_12_replay_is_idempotent_by_name
             promise_13_discard_takes_exactly_what_matches
             promise_14_parked_deliveries_wait
             promise_15_a_subscriber_gets_the_past_once
+            promise_16_a_policy_prunes_step_by_step
             promise_16_nothing_is_pruned_without_a_policy
             promise_17_counts_tell_the_truth
             promise_18_wakeups_are_hints

@@ -32,6 +32,7 @@ pub(super) struct Room {
     pub(super) dead: BTreeMap<Key, Life>,
     pub(super) history: BTreeSet<Key>,
     pub(super) replays: BTreeSet<(String, Key)>,
+    pub(super) pruned: u64,
     pub(super) closed: bool,
 }
 
@@ -278,6 +279,7 @@ impl Room {
             self.keys.retain(|_, kept| *kept != id);
             self.events.remove(&id);
             pruned.events += 1;
+            self.pruned += 1;
             pruned.deliveries += (before - self.history.len()) as u64;
         }
         pruned
@@ -288,6 +290,7 @@ impl Room {
             discarded: self.dead.len() as u64,
             finished: self.history.len() as u64,
             events: self.events.len() as u64,
+            pruned: self.pruned,
             oldest_due_ms: self.next_due(),
             ..Counts::default()
         };

@@ -29,9 +29,13 @@ pub(super) fn claim(desk: &mut Desk, limit: usize, now_ms: i64) -> Result<Vec<Cl
         if claimed.len() == limit {
             break;
         }
-        match claim_one(desk, &mut events, &key, due_ms, now_ms) {
-            Ok(Ok(claim)) => claimed.push(claim),
-            Ok(Err(damage)) => set_aside(desk, key, damage, now_ms)?,
+        match claim_one(desk, &mut events, &key, due_ms, now_ms, claimed.is_empty()) {
+            Ok(Found::Claimed(claim)) => claimed.push(claim),
+            Ok(Found::Suspect(claim)) => {
+                claimed.extend(claim);
+                break;
+            }
+            Ok(Found::Damaged(damage)) => set_aside(desk, key, damage, now_ms)?,
             Err(fault) if fault.is_damage() => set_aside_unread(desk, key, fault, now_ms)?,
             Err(fault) => return Err(fault),
         }
@@ -61,20 +65,35 @@ fn due(desk: &Desk, limit: usize, now_ms: i64) -> Result<Vec<(i64, Key)>, Fault>
     Ok(due)
 }
 
-/// Claims one delivery; the inner error says what is damaged.
+/// What a claim finds where the index says that a delivery is due.
+enum Found {
+    Claimed(Claimed),
+    /// It ends the claim: it is claimed alone, if it is the first.
+    Suspect(Option<Claimed>),
+    Damaged(&'static str),
+}
+
+/// Claims one delivery.
 fn claim_one(
     desk: &mut Desk,
     events: &mut HashMap<i64, Arc<StoredEvent>>,
     key: &Key,
     due_ms: i64,
     now_ms: i64,
-) -> Result<Result<Claimed, &'static str>, Fault> {
+    is_first: bool,
+) -> Result<Found, Fault> {
     let (conn, tally) = desk.parts();
     let Some(mut life) = row::find(conn, key)? else {
-        return Ok(Err("the index names a delivery that is not there"));
+        return Ok(Found::Damaged(
+            "the index names a delivery that is not there",
+        ));
     };
     if life.due_ms != Some(due_ms) || !matches!(life.state, State::Queued | State::Retrying) {
-        return Ok(Err("the index and the row disagree"));
+        return Ok(Found::Damaged("the index and the row disagree"));
+    }
+    let is_suspect = life.is_suspect();
+    if is_suspect && !is_first {
+        return Ok(Found::Suspect(None));
     }
     let event = match events.get(&key.0) {
         Some(event) => Arc::clone(event),
@@ -84,8 +103,8 @@ fn claim_one(
                 events.insert(key.0, Arc::clone(&event));
                 event
             }
-            Some((_, false)) => return Ok(Err("the event's checksum does not hold")),
-            None => return Ok(Err("the event is not there")),
+            Some((_, false)) => return Ok(Found::Damaged("the event's checksum does not hold")),
+            None => return Ok(Found::Damaged("the event is not there")),
         },
     };
     tally.moved(life.state, State::Running);
@@ -102,14 +121,19 @@ fn claim_one(
         life.generation,
         life.changed_ms
     ])?;
-    Ok(Ok(Claimed {
+    let claimed = Claimed {
         token: AttemptToken::new(EventId::new(key.0), Arc::clone(&key.1), life.generation),
         attempt: life.attempt,
         crashes: life.crashes,
         due_ms,
         last_error: life.error,
         event,
-    }))
+    };
+    Ok(if is_suspect {
+        Found::Suspect(Some(claimed))
+    } else {
+        Found::Claimed(claimed)
+    })
 }
 
 /// Sets a delivery aside that cannot be trusted (invariant 1).

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, named_params, params};
+use rusqlite::{Connection, ToSql, params};
 
 use super::desk::Desk;
 use super::fault::Fault;
@@ -13,27 +13,59 @@ use crate::event::store::life::{Fate, Life, State};
 use crate::event::store::query::{Cursor, Filter, Group, Listed, Replay};
 use crate::event::store::record::EventId;
 
-/// A filter in SQL, over a delivery `d` and its event `e`. Every parameter is named in it, so that
-/// one set of parameters fits every statement.
-const MATCHES: &str = "(:subscriber IS NULL OR d.subscriber = :subscriber)
-    AND (:event_name IS NULL OR e.name = :event_name)
-    AND (:reason IS NULL OR d.reason = :reason)
-    AND (:error_group IS NULL OR coalesce(d.error_group, '') = :error_group)
-    AND (:from_ms IS NULL OR d.changed_ms >= :from_ms)
-    AND (:until_ms IS NULL OR d.changed_ms < :until_ms)";
+/// A filter in SQL, over a delivery `d` and its event `e`: only what it asks for, because SQLite
+/// uses no index for a condition that might be `NULL`.
+struct Matches<'a> {
+    sql: String,
+    values: Vec<(&'static str, &'a dyn ToSql)>,
+}
 
-macro_rules! filter_params {
-    ($filter:expr, $($name:literal : $value:expr),* $(,)?) => {
-        named_params! {
-            ":subscriber": $filter.subscriber.as_deref(),
-            ":event_name": $filter.event_name.as_deref(),
-            ":reason": $filter.reason,
-            ":error_group": $filter.error_group,
-            ":from_ms": $filter.from_ms,
-            ":until_ms": $filter.until_ms,
-            $($name: $value),*
+impl<'a> Matches<'a> {
+    fn new(filter: &'a Filter) -> Self {
+        let mut matches = Self {
+            sql: String::from("1"),
+            values: Vec::new(),
+        };
+        if let Some(subscriber) = &filter.subscriber {
+            matches.and("d.subscriber = :subscriber", ":subscriber", subscriber);
         }
-    };
+        if let Some(name) = &filter.event_name {
+            matches.and("e.name = :event_name", ":event_name", name);
+        }
+        if let Some(reason) = &filter.reason {
+            matches.and("d.reason = :reason", ":reason", reason);
+        }
+        if let Some(group) = &filter.error_group {
+            let sql = if group.is_empty() {
+                "coalesce(d.error_group, '') = :error_group"
+            } else {
+                "d.error_group = :error_group"
+            };
+            matches.and(sql, ":error_group", group);
+        }
+        if let Some(from) = &filter.from_ms {
+            matches.and("d.changed_ms >= :from_ms", ":from_ms", from);
+        }
+        if let Some(until) = &filter.until_ms {
+            matches.and("d.changed_ms < :until_ms", ":until_ms", until);
+        }
+        matches
+    }
+
+    fn and(&mut self, condition: &str, name: &'static str, value: &'a dyn ToSql) {
+        self.sql.push_str(" AND ");
+        self.sql.push_str(condition);
+        self.values.push((name, value));
+    }
+
+    /// The values of the filter, and `more`.
+    fn values(
+        mut self,
+        more: &[(&'static str, &'a dyn ToSql)],
+    ) -> Vec<(&'static str, &'a dyn ToSql)> {
+        self.values.extend_from_slice(more);
+        self.values
+    }
 }
 
 fn at_most(limit: usize) -> i64 {
@@ -47,24 +79,30 @@ pub(super) fn list(
     after: Option<&Cursor>,
     limit: usize,
 ) -> Result<Vec<Listed>, Fault> {
+    // The indexes of single states are partial: SQLite uses them for a state that is in the text.
     let table = match state {
-        State::Discarded => "defer_dead_letters",
-        _ => "defer_deliveries",
+        State::Discarded => "defer_dead_letters d",
+        State::Running => "defer_deliveries d INDEXED BY defer_deliveries_running",
+        State::Parked => "defer_deliveries d INDEXED BY defer_deliveries_parked",
+        State::Queued | State::Retrying => "defer_deliveries d",
     };
+    let matches = Matches::new(filter);
     let mut statement = conn.prepare_cached(&format!(
         "SELECT {LIFE}, d.event, d.subscriber, coalesce(e.name, ''), coalesce(e.payload, '')
-         FROM {table} d LEFT JOIN defer_events e ON e.id = d.event
-         WHERE d.state = :state AND (d.event, d.subscriber) > (:event, :after) AND {MATCHES}
-         ORDER BY d.event, d.subscriber LIMIT :limit"
+         FROM {table} LEFT JOIN defer_events e ON e.id = d.event
+         WHERE d.state = '{state}' AND (d.event, d.subscriber) > (:event, :after) AND {}
+         ORDER BY d.event, d.subscriber LIMIT :limit",
+        matches.sql
     ))?;
     let rows = statement.query_map(
-        filter_params! {
-            filter,
-            ":state": state.as_str(),
-            ":event": after.map_or(i64::MIN, |cursor| cursor.event.get()),
-            ":after": after.map_or("", |cursor| &*cursor.subscriber),
-            ":limit": at_most(limit),
-        },
+        &*matches.values(&[
+            (
+                ":event",
+                &after.map_or(i64::MIN, |cursor| cursor.event.get()),
+            ),
+            (":after", &after.map_or("", |cursor| &*cursor.subscriber)),
+            (":limit", &at_most(limit)),
+        ]),
         |row| {
             let life = row::life(row, 0)?;
             Ok(Listed {
@@ -112,13 +150,21 @@ fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Res
 }
 
 pub(super) fn group(conn: &Connection, filter: &Filter, limit: usize) -> Result<Vec<Group>, Fault> {
+    let matches = Matches::new(filter);
+    let join = match filter.event_name {
+        Some(_) => "JOIN defer_events e ON e.id = d.event",
+        None => "",
+    };
     let mut statement = conn.prepare_cached(&format!(
         "SELECT d.subscriber, coalesce(d.error_group, ''), count(*), coalesce(min(d.error), ''),
                 min(d.changed_ms), max(d.changed_ms)
-         FROM defer_dead_letters d LEFT JOIN defer_events e ON e.id = d.event
-         WHERE {MATCHES} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT :limit"
+         FROM defer_dead_letters d {join}
+         WHERE {} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT :limit",
+        matches.sql
     ))?;
-    let rows = statement.query_map(filter_params! { filter, ":limit": at_most(limit) }, |row| {
+    let limit = at_most(limit);
+    let values = matches.values(&[(":limit", &limit)]);
+    let rows = statement.query_map(&*values, |row| {
         Ok(Group {
             subscriber: row.get(0)?,
             error_group: row.get(1)?,
@@ -131,23 +177,26 @@ pub(super) fn group(conn: &Connection, filter: &Filter, limit: usize) -> Result<
     Ok(readable(rows)?)
 }
 
-/// Takes a page of dead letters or parked deliveries to work on.
-fn page(
+/// Takes a page of dead letters or parked deliveries to work on: `from` has `{}` where the filter's
+/// conditions belong.
+fn page<'a>(
     conn: &Connection,
     from: &str,
-    condition: &str,
-    filter: &Filter,
-    name: &str,
+    filter: &'a Filter,
+    more: &[(&'static str, &'a dyn ToSql)],
     limit: usize,
 ) -> Result<Vec<(Key, Life)>, Fault> {
+    let matches = Matches::new(filter);
+    let from = from.replace("{}", &matches.sql);
     let mut statement = conn.prepare_cached(&format!(
-        "SELECT {LIFE}, d.event, d.subscriber FROM {from}
-         WHERE {condition} AND {MATCHES} ORDER BY d.event, d.subscriber LIMIT :limit"
+        "SELECT {LIFE}, d.event, d.subscriber FROM {from} LIMIT :limit"
     ))?;
-    let rows = statement.query_map(
-        filter_params! { filter, ":name": name, ":limit": at_most(limit) },
-        |row| Ok(((row.get(8)?, row.get(9)?), row::life(row, 0)?)),
-    )?;
+    let limit = at_most(limit);
+    let mut values: Vec<(&str, &dyn ToSql)> = matches.values(more);
+    values.push((":limit", &limit));
+    let rows = statement.query_map(&*values, |row| {
+        Ok(((row.get(8)?, row.get(9)?), row::life(row, 0)?))
+    })?;
     Ok(readable(rows)?)
 }
 
@@ -155,11 +204,12 @@ pub(super) fn replay(desk: &mut Desk, replay: &Replay, now_ms: i64) -> Result<u6
     let (conn, tally) = desk.parts();
     let letters = page(
         conn,
-        "defer_dead_letters d JOIN defer_events e ON e.id = d.event",
-        "NOT EXISTS (SELECT 1 FROM defer_replays r WHERE r.event = d.event
-                     AND r.subscriber = d.subscriber AND r.name = :name)",
+        "defer_dead_letters d JOIN defer_events e ON e.id = d.event
+         WHERE {} AND NOT EXISTS (SELECT 1 FROM defer_replays r WHERE r.event = d.event
+             AND r.subscriber = d.subscriber AND r.name = :name)
+         ORDER BY d.event, d.subscriber",
         &replay.filter,
-        &replay.name,
+        &[(":name", &replay.name)],
         replay.limit,
     )?;
     let count = letters.len() as u64;
@@ -182,8 +232,9 @@ pub(super) fn discard(
     now_ms: i64,
 ) -> Result<u64, Fault> {
     let (conn, tally) = desk.parts();
-    let from = "defer_dead_letters d LEFT JOIN defer_events e ON e.id = d.event";
-    let letters = page(conn, from, ":name = ''", filter, "", limit)?;
+    let from = "defer_dead_letters d LEFT JOIN defer_events e ON e.id = d.event
+                WHERE {} ORDER BY d.event, d.subscriber";
+    let letters = page(conn, from, filter, &[], limit)?;
     let count = letters.len() as u64;
     for (key, life) in letters {
         row::remove(conn, Table::DeadLetters, &key)?;
@@ -200,19 +251,22 @@ pub(super) fn unpark(
     limit: usize,
     now_ms: i64,
 ) -> Result<u64, Fault> {
+    // In the order of the index, so that a page of many is read without sorting them all. Without a
+    // new name, or under the same one, nothing can be in the way.
     let parked = page(
         desk.conn(),
-        "defer_deliveries d LEFT JOIN defer_events e ON e.id = d.event",
-        // Without a new name, or under the same one, nothing can be in the way.
-        "d.state = 'parked' AND (:name = '' OR :name = d.subscriber OR NOT (
+        "defer_deliveries d INDEXED BY defer_deliveries_parked
+             LEFT JOIN defer_events e ON e.id = d.event
+         WHERE d.state = 'parked' AND {} AND (:name = '' OR :name = d.subscriber OR NOT (
              EXISTS (SELECT 1 FROM defer_deliveries o
                      WHERE o.event = d.event AND o.subscriber = :name)
              OR EXISTS (SELECT 1 FROM defer_dead_letters o
                      WHERE o.event = d.event AND o.subscriber = :name)
              OR EXISTS (SELECT 1 FROM defer_history o
-                     WHERE o.event = d.event AND o.subscriber = :name)))",
+                     WHERE o.event = d.event AND o.subscriber = :name)))
+         ORDER BY d.subscriber, d.event",
         filter,
-        rename.map_or("", |name| name),
+        &[(":name", &rename.map_or("", |name| name))],
         limit,
     )?;
     let mut count = 0;

@@ -22,8 +22,9 @@
 //!   on it is what a claim reads, so what is not due costs nothing.
 //! - `generation`: how often the delivery was claimed; it is the attempt token.
 //! - `error_group`: the error with numbers and ids blanked.
-//! - `defer_counts`: delete the row when you have changed states or rows by hand; the next open
-//!   counts them again, and until then every count reads the tables.
+//! - `defer_counts`: set `is_exact = 0` when you have changed states or rows by hand; the next open
+//!   counts them again, and until then every count reads the tables. `pruned` is how many events
+//!   ever were.
 //! - `defer_events.payload` is the last column, so that a walk over the others need not read it.
 //! - `state`: its check is a chain of `OR`, because SQLite builds a temporary table for `IN` with
 //!   more than two values, at every insert: that was four fifths of an append's instructions.
@@ -124,8 +125,11 @@ const STEPS: &[&str] = &[
         discarded   INTEGER NOT NULL,
         finished    INTEGER NOT NULL,
         unknown     INTEGER NOT NULL,
-        events      INTEGER NOT NULL
+        events      INTEGER NOT NULL,
+        pruned      INTEGER NOT NULL,
+        is_exact    INTEGER NOT NULL
     );
+    CREATE INDEX defer_dead_letters_subscriber ON defer_dead_letters (subscriber);
 ",
 ];
 

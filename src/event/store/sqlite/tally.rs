@@ -25,6 +25,7 @@ pub(super) struct Tally {
     discarded: i64,
     finished: i64,
     events: i64,
+    pruned: i64,
 }
 
 impl Tally {
@@ -59,6 +60,7 @@ impl Tally {
 
     pub(super) fn pruned(&mut self, deliveries: usize) {
         self.events -= 1;
+        self.pruned += 1;
         self.finished -= i64::try_from(deliveries).unwrap_or(i64::MAX);
     }
 
@@ -71,7 +73,7 @@ impl Tally {
         conn.prepare_cached(
             "UPDATE defer_counts SET queued = queued + ?1, running = running + ?2,
                  retrying = retrying + ?3, parked = parked + ?4, discarded = discarded + ?5,
-                 finished = finished + ?6, events = events + ?7
+                 finished = finished + ?6, events = events + ?7, pruned = pruned + ?8
              WHERE id = 1",
         )?
         .execute(params![
@@ -82,14 +84,15 @@ impl Tally {
             self.discarded,
             self.finished,
             self.events,
+            self.pruned,
         ])?;
         Ok(())
     }
 }
 
-/// The counters do not agree with the rows any more.
+/// The counters may not agree with the rows any more.
 pub(super) fn distrust(conn: &Connection) -> Result<(), Fault> {
-    conn.prepare_cached("DELETE FROM defer_counts")?
+    conn.prepare_cached("UPDATE defer_counts SET is_exact = 0")?
         .execute([])?;
     Ok(())
 }
@@ -109,7 +112,7 @@ pub(super) fn recount(conn: &Connection) -> Result<(), Fault> {
     }
     let counts = scan(conn)?;
     conn.execute(
-        "INSERT INTO defer_counts VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT OR REPLACE INTO defer_counts VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1)",
         params![
             counts.queued,
             counts.running,
@@ -119,6 +122,7 @@ pub(super) fn recount(conn: &Connection) -> Result<(), Fault> {
             counts.finished,
             counts.unknown,
             counts.events,
+            counts.pruned,
         ],
     )?;
     Ok(())
@@ -135,8 +139,9 @@ pub(super) fn counts(conn: &Connection) -> Result<Counts, Fault> {
 fn read(conn: &Connection) -> Result<Option<Counts>, Fault> {
     let counts = conn
         .prepare_cached(
-            "SELECT queued, running, retrying, parked, discarded, finished, unknown, events
-             FROM defer_counts WHERE id = 1",
+            "SELECT queued, running, retrying, parked, discarded, finished, unknown, events,
+                    pruned
+             FROM defer_counts WHERE id = 1 AND is_exact = 1",
         )?
         .query_row([], |row| {
             Ok(Counts {
@@ -148,6 +153,7 @@ fn read(conn: &Connection) -> Result<Option<Counts>, Fault> {
                 finished: row.get(5)?,
                 unknown: row.get(6)?,
                 events: row.get(7)?,
+                pruned: row.get(8)?,
                 oldest_due_ms: None,
             })
         })
@@ -164,6 +170,8 @@ fn scan(conn: &Connection) -> Result<Counts, Fault> {
         discarded: count("SELECT count(*) FROM defer_dead_letters")?,
         finished: count("SELECT count(*) FROM defer_history")?,
         events: count("SELECT count(*) FROM defer_events")?,
+        // This alone cannot be counted.
+        pruned: count("SELECT coalesce(max(pruned), 0) FROM defer_counts")?,
         ..Counts::default()
     };
     let mut statement = conn.prepare_cached(

@@ -20,11 +20,15 @@ use crate::event::store::record::EventId;
 /// not stop the walk.
 type Step = (i64, Vec<u8>, i64);
 
+/// No step looks at more events than this: some milliseconds, so that appends go between two steps.
+const STEP: usize = 500;
+
 fn steps(
     conn: &Connection,
     after: Option<EventId>,
     limit: usize,
 ) -> Result<(Vec<Step>, Option<EventId>), Fault> {
+    let limit = limit.min(STEP);
     let steps: Vec<Step> = conn
         .prepare_cached(
             "SELECT id, CAST(name AS BLOB), CAST(recorded_ms AS INTEGER) FROM defer_events
