@@ -304,6 +304,48 @@ mod tests {
     use super::*;
     use crate::task::Task;
 
+    fn names(mut tasks: Fifo<Node>) -> Vec<String> {
+        std::iter::from_fn(|| tasks.pop())
+            .map(|node| node.name().as_str().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_earliest_due_first_and_in_portions() {
+        let waiting = Waiting::new(RetryBudget::new(1000, 1000));
+        let at = |micros| Tick::ZERO.saturating_add(Duration::from_micros(micros));
+        let add = |name: String, micros| {
+            let task = Task::new(|| async {}).name(name);
+            let _ = waiting.add(task.into_node(), at(micros));
+        };
+        for (name, micros) in [("c", 2_500), ("a", 1_900), ("b", 1_100), ("d", 9_000)] {
+            add(name.to_owned(), micros);
+        }
+        let due = |micros| waiting.due(at(micros), |_| at(u64::MAX));
+
+        let early = due(1_999);
+        assert!(early.may_start.is_empty(), "due at the whole millisecond");
+        assert_eq!(early.next, Some(at(2_000)));
+        let first = due(3_000);
+        assert_eq!(names(first.may_start), ["a", "b", "c"]);
+        assert_eq!((first.next, waiting.len()), (Some(at(9_000)), 1));
+
+        let _ = waiting.take_all();
+        assert_eq!(waiting.len(), 0);
+        for number in 0..200 {
+            add(number.to_string(), 1_000 * (200 - number));
+        }
+        let mut all = Vec::new();
+        loop {
+            let portion = due(1_000_000);
+            all.extend(names(portion.may_start));
+            let Some(next) = portion.next else { break };
+            assert!(next <= at(1_000_000), "there is more, and it is due");
+        }
+        let expected: Vec<_> = (0..200).rev().map(|n| n.to_string()).collect();
+        assert_eq!(all, expected);
+    }
+
     #[test]
     fn who_left_by_a_token_is_not_remembered_for_ever() {
         let waiting = Waiting::new(RetryBudget::new(1000, 1));

@@ -21,7 +21,7 @@ const VARIANTS: [(&str, &str); 6] = [
 
 pub(crate) fn report(length: Length) {
     let (pairs, rounds, seconds) = match length {
-        Length::Quick => (3, 1, 1),
+        Length::Quick => (5, 1, 1),
         Length::Full => (9, 3, 4),
     };
     let length = Duration::from_secs(seconds);

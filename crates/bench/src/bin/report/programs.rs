@@ -24,7 +24,7 @@ pub(crate) const ALL: &[Program] = &[
         title: "Instructions and allocations",
         command: "cargo run --profile bench -p tower-defer-bench --bin gate -- report",
         quick: "",
-        targets: &[1, 2, 3, 4, 5, 6, 7, 8],
+        targets: &[1, 2, 3, 4, 5, 6, 7, 8, 13],
         markdown: false,
     },
     Program {
