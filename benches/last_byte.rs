@@ -358,18 +358,16 @@ async fn repeat(
     let mut cell = Cell::default();
     // The first few pay for what is made once.
     for at in 0..count + 3 {
-        for (busy, times) in [Duration::ZERO, BUSY[0], BUSY[1]]
-            .into_iter()
-            .zip(&mut cell)
-        {
-            let time = one(busy).await;
+        // Another order each time, so that none always follows the same neighbour.
+        for which in (0..3).map(|which| (which + at) % 3) {
+            let time = one([Duration::ZERO, BUSY[0], BUSY[1]][which]).await;
             while executor.snapshot().outstanding > 0 {
                 tokio::time::sleep(Duration::from_micros(500)).await; // the task's own work
             }
             let late = order.overtaken();
             if at >= 3 {
-                times.times.push(time);
-                times.overtaken += usize::from(late);
+                cell[which].times.push(time);
+                cell[which].overtaken += usize::from(late);
             }
         }
         if began.elapsed() > CELL {

@@ -19,7 +19,7 @@ const README: &[(u32, usize, &str)] = &[
     (10, 0, "p50 of a server at 1,500 requests/s, each with 200 µs of CPU on a runtime of its own, against none"),
     (11, 0, "client's time to the last byte with a task that keeps the server's thread busy, against without"),
     (12, 0, "memory that twice as many requests as can be served add, against what the bounds allow"),
-    (13, 1, "CPU of a waiting retry, 100,000 at once, against a task that sleeps"),
+    (13, 3, "CPU of a waiting retry, 100,000 at once, against a task that sleeps"),
     (14, 0, "durable events a second, 16 concurrent, against a bare file with group commit"),
     (15, 0, "what recording an event adds to a response's p50, against one `fdatasync`"),
 ];

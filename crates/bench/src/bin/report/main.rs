@@ -28,9 +28,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let machine = table::machine(quick);
     let results: Vec<_> = programs::ALL.iter().map(|p| p.run(quick)).collect();
     let table = table::of_all(&results);
-    let machine = table::machine(quick);
     println!("{machine}\n\n{table}");
     if write {
         documents::write(&machine, &table, &results);

@@ -119,8 +119,10 @@ pub(crate) fn machine(quick: bool) -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("a processor", |(_, name)| name);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
     format!(
-        "{} cores of {processor}, {}, {}, {}. `cargo run --release -p tower-defer-bench --bin report{}`",
+        "{} cores of {processor}, {}, {}, {}; load average {load} before the start. `cargo run --release -p tower-defer-bench --bin report{}`",
         std::thread::available_parallelism().map_or(0, usize::from),
         said("uname", &["-sr"]),
         said("rustc", &["--version"]),
