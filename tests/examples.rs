@@ -33,7 +33,14 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-const NAMES: [&str; 5] = ["signup", "tonic", "hyper", "streaming", "graceful_shutdown"];
+const NAMES: [&str; 6] = [
+    "signup",
+    "deliveries",
+    "tonic",
+    "hyper",
+    "streaming",
+    "graceful_shutdown",
+];
 
 /// For whatever a process or a socket should do at once.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -136,6 +143,69 @@ fn signup_keeps_what_a_shutdown_does_not_finish() {
     example.wait_for("mail sent");
     example.get_until("/status", |body| body.contains("finished: 2,"));
     assert!(example.all("trial begins").is_empty(), "{example}");
+    example.terminate();
+    remove(&file);
+}
+
+#[test]
+fn deliveries_looks_into_a_file_that_a_server_has_open_and_moves_its_dead_letters() {
+    let file = scratch("deliveries.db");
+    let tool = |arguments: &[&str]| {
+        let mut tool = Command::new(executable("deliveries"));
+        let done = tool.arg(&file).args(arguments).output();
+        let done = done.expect("the tool starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+        (done.status.code(), text(done.stdout), text(done.stderr))
+    };
+    let (code, _, complaint) = tool(&["counts"]);
+    assert_eq!(code, Some(1), "{complaint}");
+    assert!(complaint.contains("there is no event store here"));
+    assert!(!file.exists());
+
+    let example = Example::start_with("signup", Some(&file));
+    example.send(SIGN_UP);
+    example.get_until("/status", |body| body.contains("finished: 2,"));
+    let (code, groups, complaint) = tool(&["group"]);
+    assert_eq!(code, Some(0), "{complaint}");
+    let group = "the newsletter has no list #";
+    assert!(
+        groups.starts_with("       1  newsletter  ") && groups.contains(group),
+        "{groups}"
+    );
+    let (_, listed, _) = tool(&["list", "--subscriber", "newsletter", "--limit", "5"]);
+    assert!(
+        listed.starts_with("1/newsletter  user.created {"),
+        "{listed}"
+    );
+    assert!(
+        listed.contains("fatal: the newsletter has no list 0"),
+        "{listed}"
+    );
+    assert_eq!(tool(&["list", "--state", "parked"]).1, "");
+
+    // The server notices by itself, and fails again.
+    let discarded = "task discarded, now a dead letter task.name=\"newsletter\"";
+    let replay = ["replay", "--name", "again", "--error-group", group];
+    assert_eq!(tool(&replay).1, "replayed: 1\n");
+    let deadline = Instant::now() + PATIENCE;
+    while example.all(discarded).len() < 2 {
+        assert!(Instant::now() < deadline, "never replayed: {example}");
+        thread::yield_now();
+    }
+    example.get_until("/status", |body| body.contains("discarded: 1,"));
+    assert_eq!(tool(&replay).1, "replayed: 0\n");
+
+    let (code, _, complaint) = tool(&["discard"]);
+    assert_eq!(code, Some(2));
+    assert!(
+        complaint.contains("say which ones, or --all"),
+        "{complaint}"
+    );
+    let discard = ["discard", "--subscriber", "newsletter"];
+    assert_eq!(tool(&discard).1, "discarded: 1\n");
+    let (_, counts, _) = tool(&["counts"]);
+    assert!(counts.contains("discarded 0\nfinished  3\n"), "{counts}");
+    example.get_until("/status", |body| body.contains("finished: 3,"));
     example.terminate();
     remove(&file);
 }

@@ -2,7 +2,8 @@
 //! executor.
 //!
 //! Invariants:
-//! 1. It claims no more than there is room for, so that what is claimed starts soon.
+//! 1. It claims no more than there is room for, so that what is claimed starts soon; and it takes no
+//!    room before something is due, because whoever emits or registers meanwhile would find none.
 //! 2. A store error delays it, and never ends it.
 //! 3. Once a drain has begun it claims nothing.
 //! 4. A delivery of a request whose response is not out waits with that request, also when the store
@@ -15,8 +16,9 @@ use super::claim::{Settlement, UNKNOWN_EVENT, UNKNOWN_SUBSCRIBER, UNREADABLE};
 use super::hub::{Before, Core};
 use super::room::Room;
 use super::settler::PAUSE;
-use super::store::{Claimed, Filter, Settle, Store, StoreError};
+use super::store::{Claimed, Filter, Keep, SUSPECT, Settle, Store, StoreError};
 use crate::clock;
+use crate::executor::Permit;
 use crate::observe;
 use crate::sync::Arc;
 
@@ -27,11 +29,19 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Not at once again after a claim that found nothing of what was said to be due.
 const BREATH: Duration = Duration::from_millis(20);
 
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How long a suspect waits for others to end, and then others for it. Long enough for what calls
+/// somebody else; what takes longer is not held up by it for good.
+const ALONE: Duration = Duration::from_secs(10);
+
 /// What the courier does next.
 enum Next {
     Claim,
-    /// Wait for room.
+    /// Wait until one that was lent has come back.
     Room,
+    /// Wait for a place in the executor, which is full of others.
+    Place,
     /// Wait to be told of something, or so long.
     Wait(Duration),
     /// The store is in trouble: leave it alone so long.
@@ -46,9 +56,10 @@ impl Core {
         let wakeups = store.wakeups();
         let mut pause = PAUSE.0;
         let mut taken_back = false;
+        let mut place = None;
         while !self.has_ended() {
             let step = if taken_back {
-                self.claim_some(store).await
+                self.claim_some(store, place.take()).await
             } else {
                 self.take_back(store).await
             };
@@ -69,6 +80,10 @@ impl Core {
             match next {
                 Next::Claim => {}
                 Next::Room => self.unless_ended(self.window.freed.notified()).await,
+                Next::Place => {
+                    let reserved = async { place = self.executor().reserve().await.ok() };
+                    self.unless_ended(reserved).await;
+                }
                 Next::Wait(time) => {
                     let told = async {
                         // Told or not, it looks again.
@@ -78,6 +93,22 @@ impl Core {
                 }
                 Next::Rest(time) => self.unless_ended(tokio::time::sleep(time)).await,
             }
+        }
+    }
+
+    /// Applies the policy for finished events, at the start and then once an hour.
+    pub(super) async fn prune(&self) {
+        let Some(store) = &self.store else { return };
+        while self.keep != Keep::everything() && !self.has_ended() {
+            let now = clock::unix_ms(clock::wall_now());
+            let pause = match self.keep.apply(&**store, now).await {
+                Ok(_) => HOUR,
+                Err(error) => {
+                    self.trouble.tell("prune", &error);
+                    PAUSE.1
+                }
+            };
+            self.unless_ended(tokio::time::sleep(pause)).await;
         }
     }
 
@@ -98,44 +129,74 @@ impl Core {
         }
     }
 
-    /// Claims what there is room for.
-    async fn claim_some(self: &Arc<Self>, store: &Arc<dyn Store>) -> Result<Next, StoreError> {
-        let mut rooms = Vec::new();
-        while let Some(room) = self.try_room() {
-            rooms.push(room);
-        }
-        if rooms.is_empty() {
-            return Ok(Next::Room);
-        }
-        let asked = rooms.len();
-        let claimed = store
-            .claim(asked, clock::unix_ms(clock::wall_now()))
-            .await?;
-        let found = claimed.len();
-        if found > 0 {
-            // Recordings that were under way have said by then whose deliveries these are.
-            drop(self.recording.write().await);
-        }
-        for delivery in claimed {
-            if let Some(room) = rooms.pop() {
-                self.start(delivery, room);
-            }
-        }
-        drop(rooms);
-        if found == asked {
-            return Ok(Next::Claim);
-        }
+    /// Claims what is due, as far as there is room. `permit`: a place that was waited for.
+    async fn claim_some(
+        self: &Arc<Self>,
+        store: &Arc<dyn Store>,
+        permit: Option<Permit>,
+    ) -> Result<Next, StoreError> {
         let now = clock::unix_ms(clock::wall_now());
-        let wait = match store.next_due().await? {
-            None => LOOK,
-            Some(due) => Duration::from_millis(u64::try_from(due - now).unwrap_or(0)),
+        let due = store.next_due().await?;
+        let wait = due.map_or(LOOK, |due| {
+            Duration::from_millis(u64::try_from(due - now).unwrap_or(0))
+        });
+        if !wait.is_zero() {
+            return Ok(Next::Wait(wait.min(LOOK)));
+        }
+        // Half of what is free: requests that are answered meanwhile find room for theirs.
+        let share = self.window.free().div_ceil(2);
+        let mut place = permit.map(|permit| permit.into_parts().1);
+        let mut rooms: Vec<Room> = (0..share)
+            .map_while(|_| self.try_room(&mut place))
+            .collect();
+        if rooms.is_empty() {
+            return Ok(if share == 0 { Next::Room } else { Next::Place });
+        }
+        let claimed = store
+            .claim(rooms.len(), clock::unix_ms(clock::wall_now()))
+            .await?;
+        if claimed.is_empty() {
+            return Ok(Next::Wait(BREATH));
+        }
+        // Recordings that were under way have said by then whose deliveries these are.
+        drop(self.recording.write().await);
+        let alone = claimed.iter().any(|delivery| delivery.crashes >= SUSPECT);
+        for delivery in claimed {
+            let Some(room) = rooms.pop() else { break };
+            if alone {
+                rooms.clear();
+                self.start_alone(delivery, room).await;
+                break;
+            }
+            self.start(delivery, room);
+        }
+        Ok(Next::Claim)
+    }
+
+    /// The process died twice while this ran, and once more makes a dead letter of it. So that it is
+    /// not blamed for another's doing, it has the process for itself: nothing is lent meanwhile, and
+    /// what is lent has a while to come back.
+    async fn start_alone(self: &Arc<Self>, delivery: Claimed, room: Room) {
+        let _closed = self.window.close();
+        let event = &delivery.event;
+        observe::suspect(delivery.token.subscriber(), &event.name, delivery.crashes);
+        self.come_back(1).await;
+        self.start(delivery, room);
+        self.come_back(0).await;
+    }
+
+    /// Until no more than so many are lent, or [`ALONE`] has passed.
+    async fn come_back(&self, left: usize) {
+        let back = async {
+            while self.window.lent() > left {
+                self.window.freed.notified().await;
+            }
         };
-        let least = if found > 0 {
-            Duration::from_millis(1)
-        } else {
-            BREATH
+        let bounded = async {
+            // A long one is not waited for.
+            let _ = tokio::time::timeout(ALONE, back).await;
         };
-        Ok(Next::Wait(wait.clamp(least, LOOK)))
+        self.unless_ended(bounded).await;
     }
 
     fn start(self: &Arc<Self>, delivery: Claimed, room: Room) {
@@ -149,10 +210,11 @@ impl Core {
             let error = format!("{subscriber:?} does not listen to {name:?}");
             return self.park(delivery, room, UNKNOWN_EVENT, error);
         }
+        let now_ms = clock::unix_ms(clock::wall_now());
         let before = Before {
             attempts: delivery.attempt.saturating_sub(1),
             last_error: delivery.last_error,
-            age: Duration::ZERO,
+            age: Duration::from_millis(u64::try_from(now_ms - delivery.since_ms).unwrap_or(0)),
         };
         let event = delivery.event;
         let node = self.lend(subscription, &event, delivery.token, room, before);

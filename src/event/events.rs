@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::hub::{Core, Hub, Prepared};
 use super::letters::DeliveryLetters;
-use super::store::{AddPast, Counts, EventId, Health, Store, StoreError};
+use super::store::{AddPast, Counts, EventId, Health, Keep, Store, StoreError};
 use super::{Emitted, IntoEmit, IntoSubscriber, Recording};
 use crate::clock;
 use crate::executor::Executor;
@@ -39,6 +39,7 @@ pub enum Unheard {
 /// | [`executor`](Self::executor) | that of the layer | one bound for all that is deferred |
 /// | [`unheard`](Self::unheard) | [`Unheard::Warn`] | it is nearly always a mistake |
 /// | [`max_payload`](Self::max_payload) | 256 KiB | an event carries ids, not rows |
+/// | [`keep`](Self::keep) | everything | nothing goes that nobody said may go |
 /// | [`max_in_flight`](Self::max_in_flight) | 256 | enough to share a commit, and what a crash may repeat |
 ///
 /// # Examples
@@ -120,6 +121,29 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
     #[track_caller]
     pub fn max_payload(mut self, bytes: usize) -> Self {
         self.core("max_payload").max_payload = bytes;
+        self
+    }
+
+    /// For how long the store keeps finished events. Default: [`Keep::everything`], so that nothing goes
+    /// that nobody said may go; the file grows then. It is applied when deliveries start, and once an
+    /// hour; what goes is logged and counted ([`Counts::pruned`]).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use tower_defer::event::{Events, store::{Keep, Memory}};
+    ///
+    /// const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+    /// let events = Events::new(()).store(Memory::new()).keep(Keep::newer_than(MONTH));
+    /// # let _ = events;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When these events have been cloned or given to a layer.
+    #[must_use]
+    #[track_caller]
+    pub fn keep(mut self, keep: Keep) -> Self {
+        self.core("keep").keep = keep;
         self
     }
 

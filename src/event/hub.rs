@@ -14,11 +14,11 @@ use super::claim::{Claim, Settlement};
 use super::events::Unheard;
 use super::outgoing::{Holder, Outgoing};
 use super::room::{Room, Window};
-use super::store::{AttemptToken, EventId, NewEvent, Store, StoreError, StoredEvent};
+use super::store::{AttemptToken, EventId, Keep, NewEvent, Store, StoreError, StoredEvent};
 use super::table::{Subscription, Table};
 use super::{EmitError, Event, IntoEmit, Recorded};
 use crate::clock::{self, Clock};
-use crate::executor::Executor;
+use crate::executor::{Executor, Place};
 use crate::observe;
 use crate::sync::{Arc, AtomicBool, Mutex, OnceLock, Ordering, Weak};
 use crate::task::{AttemptRecord, Lent, Node, Task};
@@ -33,6 +33,7 @@ pub(crate) struct Core {
     pub(super) table: Table,
     pub(super) unheard: Unheard,
     pub(super) max_payload: usize,
+    pub(super) keep: Keep,
     pub(super) store: Option<Arc<dyn Store>>,
     pub(super) executor: OnceLock<Executor>,
     pub(super) window: Arc<Window>,
@@ -81,6 +82,7 @@ impl Hub {
                 table: Table::default(),
                 unheard: Unheard::default(),
                 max_payload: 256 * 1024,
+                keep: Keep::everything(),
                 store: None,
                 executor: OnceLock::new(),
                 window: Arc::new(Window::new(256)),
@@ -210,7 +212,7 @@ impl Core {
         let running = Running(self.clone());
         self.executor().shared().spawn(async move {
             let core = &running.0;
-            tokio::join!(core.deliver(), core.settle_all());
+            tokio::join!(core.deliver(), core.settle_all(), core.prune());
         });
     }
 
@@ -218,13 +220,14 @@ impl Core {
         self.ended_for_good.load(Ordering::SeqCst)
     }
 
-    /// Room for one delivery in this process.
-    pub(super) fn try_room(&self) -> Option<Room> {
+    /// Room for one delivery in this process; `reserved`: a place in the executor to be used first.
+    pub(super) fn try_room(&self, reserved: &mut Option<Place>) -> Option<Room> {
         let shared = self.executor().shared();
         if shared.is_draining() {
             return None;
         }
-        self.window.try_take(|| shared.try_place())
+        self.window
+            .try_take(|| reserved.take().or_else(|| shared.try_place()))
     }
 
     /// The task of one attempt that the store has lent.

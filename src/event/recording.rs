@@ -181,7 +181,7 @@ fn with_deliveries(core: &Core, outgoing: &Outgoing, now_ms: i64) -> (NewEvent, 
     let mut event = outgoing.event.clone();
     let mut lent = Vec::new();
     for listener in &outgoing.listeners {
-        let start = match core.try_room() {
+        let start = match core.try_room(&mut None) {
             Some(room) => {
                 lent.push(Lending {
                     subscription: listener.clone(),

@@ -4,13 +4,15 @@
 use tokio::sync::Notify;
 
 use crate::executor::Place;
-use crate::sync::{Arc, AtomicUsize, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
 
 /// How many deliveries are lent, at most `limit`.
 #[derive(Debug)]
 pub(super) struct Window {
     limit: usize,
     lent: AtomicUsize,
+    /// Nothing is lent for a while.
+    closed: AtomicBool,
     /// Told when one has come back, and when all have.
     pub(super) freed: Notify,
     pub(super) empty: Notify,
@@ -31,6 +33,7 @@ impl Window {
         Self {
             limit: limit.max(1),
             lent: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
             freed: Notify::new(),
             empty: Notify::new(),
         }
@@ -40,11 +43,24 @@ impl Window {
         self.lent.load(Ordering::SeqCst)
     }
 
+    pub(super) fn free(&self) -> usize {
+        self.limit.saturating_sub(self.lent())
+    }
+
+    /// Lends nothing until what is returned is dropped.
+    pub(super) fn close(&self) -> impl Drop + '_ {
+        self.closed.store(true, Ordering::SeqCst);
+        Closed(self)
+    }
+
     /// Takes room for one. The place comes second, so that a full window costs the executor nothing.
     pub(super) fn try_take(
         self: &Arc<Self>,
         place: impl FnOnce() -> Option<Place>,
     ) -> Option<Room> {
+        if self.closed.load(Ordering::SeqCst) {
+            return None;
+        }
         self.lent
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |lent| {
                 (lent < self.limit).then_some(lent + 1)
@@ -55,6 +71,14 @@ impl Window {
             _place: place()?,
             _lent: lent,
         })
+    }
+}
+
+struct Closed<'a>(&'a Window);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.closed.store(false, Ordering::SeqCst);
     }
 }
 

@@ -50,7 +50,8 @@ pub struct Snapshot {
     pub running: Vec<RunningTask>,
     /// How long the oldest of the queued tasks that have not started has waited.
     pub oldest_wait: Option<Duration>,
-    /// Places that `reserve` has given out and that are not used yet.
+    /// Places that `reserve` has given out and that are not used yet, and those of deliveries whose end
+    /// is being written down.
     pub reserved: u64,
     /// Requests in flight.
     pub open_requests: u64,

@@ -63,6 +63,14 @@ pub(crate) fn parked(subscriber: &str, event: &str, reason: &str) {
     );
 }
 
+pub(crate) fn suspect(subscriber: &str, event: &str, crashes: u32) {
+    warn!(
+        target: TARGET,
+        { task.name = subscriber, event.name = event, crashes },
+        "the process died while this delivery ran: it is run alone"
+    );
+}
+
 /// Somebody else has settled it, or it was claimed again.
 pub(crate) fn stale(subscriber: &str) {
     info!(target: TARGET, { task.name = subscriber }, "an attempt ended after its delivery was settled");

@@ -15,6 +15,8 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
+#[cfg(all(feature = "sqlite", feature = "hyper"))]
+pub(crate) mod events;
 #[cfg(feature = "tonic")]
 pub(crate) mod grpc;
 pub(crate) mod ran;

@@ -25,6 +25,8 @@ enum Kind {
     ReadOnly,
     Corrupt,
     Io,
+    Missing,
+    NoStore,
     Closed,
     Invalid(&'static str),
     Schema {
@@ -67,6 +69,20 @@ impl StoreError {
     /// Reading or writing failed below the store.
     pub fn io(source: impl Error + Send + Sync + 'static) -> Self {
         Self::with(Kind::Io, source)
+    }
+
+    /// There is nothing where the store should be.
+    pub fn missing(source: impl Error + Send + Sync + 'static) -> Self {
+        Self::with(Kind::Missing, source)
+    }
+
+    /// What is there is no store.
+    #[must_use]
+    pub fn no_store() -> Self {
+        Self {
+            kind: Kind::NoStore,
+            source: None,
+        }
     }
 
     /// The store was closed.
@@ -137,6 +153,18 @@ impl StoreError {
         self.kind == Kind::Io
     }
 
+    /// There is nothing where the store should be.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.kind == Kind::Missing
+    }
+
+    /// What is there is no store.
+    #[must_use]
+    pub fn is_no_store(&self) -> bool {
+        self.kind == Kind::NoStore
+    }
+
     /// The store was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -149,7 +177,8 @@ impl StoreError {
         matches!(self.kind, Kind::Invalid(_))
     }
 
-    /// The store was written by a newer version.
+    /// The store was written by another version: a newer one, or, where nothing may be changed, an
+    /// older one.
     #[must_use]
     pub fn is_schema(&self) -> bool {
         matches!(self.kind, Kind::Schema { .. })
@@ -207,8 +236,15 @@ impl fmt::Display for StoreError {
                 "the event store is damaged; keep a copy and repair it, nothing was deleted",
             ),
             Kind::Io => f.write_str("the event store's device failed; it is tried again"),
+            Kind::Missing => f.write_str("there is no event store here; check the path"),
+            Kind::NoStore => f.write_str("this is no event store; check the path"),
             Kind::Closed => f.write_str("the event store is closed"),
             Kind::Invalid(what) => write!(f, "the event store cannot take this: {what}"),
+            Kind::Schema { found, known } if found < known => write!(
+                f,
+                "the event store has schema {found}, this version knows {known}; have a server of this \
+                 version open it first"
+            ),
             Kind::Schema { found, known } => write!(
                 f,
                 "the event store has schema {found}, this version knows {known}; use a newer version"

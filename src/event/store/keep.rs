@@ -19,19 +19,13 @@ const STEP: usize = 500;
 /// With an event goes its idempotency key (the same key is then a new event), the memory of who has
 /// had it (a new subscriber cannot be given it any more), and the marks of replays.
 ///
-/// The default is a week: long enough to find out on Monday what Friday's deployment has done, and
-/// to send what was sent twice on the next day; and a file stops growing.
+/// There is no default: nothing goes that nobody said may go. A week is a good beginning: long enough to
+/// find out on Monday what Friday's deployment has done, and a file stops growing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Keep {
     age_ms: Option<i64>,
     last: Option<u64>,
-}
-
-impl Default for Keep {
-    fn default() -> Self {
-        Self::newer_than(Duration::from_secs(7 * 24 * 60 * 60))
-    }
 }
 
 impl Keep {
@@ -115,7 +109,5 @@ mod tests {
             .expect("a step");
         assert_eq!((step.before_ms, step.keep_last), (Some(7), Some(7)));
         assert_eq!(step.after, Some(EventId::new(5)));
-        let week = Keep::default().step(None, 0).expect("a step");
-        assert_eq!(week.before_ms, Some(-604_800_000));
     }
 }

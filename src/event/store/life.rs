@@ -9,7 +9,8 @@
 //! 2. `generation` rises at every claim and never falls, so that a token is good for one attempt.
 //! 3. `attempt` rises at a claim, falls only when that very claim is handed back, and begins anew
 //!    only at a replay.
-//! 4. `crashes` rises only for a delivery that was `Running` when its process died.
+//! 4. `since_ms` is the start of the first attempt that counts: none has one without an attempt.
+//! 5. `crashes` rises only for a delivery that was `Running` when its process died.
 
 use std::fmt;
 
@@ -135,6 +136,7 @@ pub(crate) struct Life {
     pub(crate) reason: Option<String>,
     pub(crate) error: Option<String>,
     pub(crate) changed_ms: i64,
+    pub(crate) since_ms: Option<i64>,
 }
 
 impl Life {
@@ -149,6 +151,7 @@ impl Life {
             reason: None,
             error: None,
             changed_ms: now_ms,
+            since_ms: None,
         }
     }
 
@@ -159,6 +162,7 @@ impl Life {
         self.attempt = self.attempt.saturating_add(1);
         self.generation += 1;
         self.changed_ms = now_ms;
+        self.since_ms.get_or_insert(now_ms);
     }
 
     /// Whether it may go into a claim beside others.
@@ -187,7 +191,7 @@ impl Life {
                 Fate::Unfinished
             }
             Settle::Park { reason, error } => {
-                self.attempt = self.attempt.saturating_sub(1);
+                self.uncount();
                 self.park(reason, cut(error));
                 Fate::Unfinished
             }
@@ -213,13 +217,21 @@ impl Life {
 
     /// The store closes in order while this is still running: no attempt, no crash.
     pub(crate) fn hand_back(&mut self, due_ms: i64) {
-        self.attempt = self.attempt.saturating_sub(1);
+        self.uncount();
         let state = if self.attempt == 0 {
             State::Queued
         } else {
             State::Retrying
         };
         self.wait(state, due_ms);
+    }
+
+    /// The attempt that was begun does not count.
+    fn uncount(&mut self) {
+        self.attempt = self.attempt.saturating_sub(1);
+        if self.attempt == 0 {
+            self.since_ms = None;
+        }
     }
 
     /// Takes it out of the queue until somebody unparks it.
@@ -233,6 +245,7 @@ impl Life {
     /// A new life: attempts and crashes begin anew, the last error stays readable.
     pub(crate) fn replay(&mut self, now_ms: i64) {
         self.attempt = 0;
+        self.since_ms = None;
         self.crashes = 0;
         self.unpark(now_ms);
     }
@@ -300,6 +313,23 @@ mod tests {
         );
         life.start(30);
         assert!(!life.is_held_by(1));
+    }
+
+    #[test]
+    fn its_time_counts_from_the_first_attempt_that_counts() {
+        let mut life = running();
+        assert_eq!(life.since_ms, Some(10));
+        let error = "e".to_owned();
+        life.settle(&Settle::Retry { due_ms: 15, error }, 12);
+        life.start(20);
+        assert_eq!(life.since_ms, Some(10));
+        life.settle(&Settle::Release, 30);
+        assert_eq!((life.attempt, life.since_ms), (1, Some(10)));
+        life.replay(40);
+        assert_eq!(life.since_ms, None);
+        life.start(50);
+        life.settle(&Settle::Release, 60);
+        assert_eq!(life.since_ms, None);
     }
 
     #[test]

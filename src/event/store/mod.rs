@@ -54,4 +54,4 @@ pub use self::record::{
 };
 
 #[cfg(feature = "sqlite")]
-pub use self::sqlite::{Sqlite, SqliteOptions};
+pub use self::sqlite::{Sqlite, SqliteOperator, SqliteOptions};

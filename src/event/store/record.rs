@@ -170,6 +170,9 @@ pub struct Claimed {
     pub crashes: u32,
     /// When it was due (unix ms).
     pub due_ms: i64,
+    /// When its first attempt began (unix ms), since it was recorded or replayed: this one, or one
+    /// before it.
+    pub since_ms: i64,
     /// How the last attempt ended, if that was with an error.
     pub last_error: Option<String>,
     /// The event; deliveries of one event that were claimed together share it.

@@ -90,6 +90,7 @@ impl Room {
             attempt: life.attempt,
             crashes: life.crashes,
             due_ms,
+            since_ms: life.since_ms.unwrap_or(now_ms),
             last_error: life.error.clone(),
             event,
         })

@@ -24,8 +24,8 @@ const EVENT_ROW: &str = "(?,?,?,?,?,?,?)";
 
 /// A new delivery has no crashes, no reason and no error.
 const DELIVERY: &str = "INSERT INTO defer_deliveries (event, subscriber, state, due_ms, attempt, \
-                        generation, crashes, changed_ms) VALUES ";
-const DELIVERY_ROW: &str = "(?,?,?,?,?,?,0,?)";
+                        generation, crashes, changed_ms, since_ms) VALUES ";
+const DELIVERY_ROW: &str = "(?,?,?,?,?,?,0,?,?)";
 
 /// What goes in: the rows of all batches of a group.
 #[derive(Default)]
@@ -140,7 +140,8 @@ impl<'a> Rows<'a> {
                 bind(&life.due_ms)?;
                 bind(&life.attempt)?;
                 bind(&life.generation)?;
-                bind(&life.changed_ms)
+                bind(&life.changed_ms)?;
+                bind(&life.since_ms)
             },
         )?;
         tally.recorded(self.events.len());

@@ -2,6 +2,7 @@
 //!
 //! Not a pool: one connection writes, one reads.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,15 +20,23 @@ const STATEMENTS: usize = 64;
 /// Page cache, in KiB: the hot table and its indexes of some ten thousand deliveries.
 const CACHE_KIB: i64 = 16 * 1024;
 
-/// A checkpoint after so many pages (of 4 KiB) of log: each one syncs twice and holds the writer,
-/// so it should be rare; and the log should stay small enough to be read quickly at open.
-const CHECKPOINT_PAGES: i64 = 4_000;
+thread_local! {
+    /// The pages of the log after this thread's last commit: SQLite's hook has no other place.
+    static LOG_PAGES: Cell<i32> = const { Cell::new(0) };
+}
+
+/// How long the log is, in pages of 4 KiB, as far as this thread has written it.
+pub(super) fn log_pages() -> i32 {
+    LOG_PAGES.get()
+}
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Write,
     Read,
+    /// To write beside the one who has the file: without making it, and without moving its log.
+    Operate,
 }
 
 /// Opens a connection; the writer creates the file.
@@ -47,9 +56,17 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
         Access::Write => {
             conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
             sync(&conn, true)?;
-            conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+            // In place of SQLite's own checkpoints, which hold the writer: see `checkpoint`.
+            conn.wal_hook(Some(|_, pages| {
+                LOG_PAGES.set(pages);
+                Ok(())
+            }));
         }
         Access::Read => conn.pragma_update(None, "query_only", true)?,
+        Access::Operate => {
+            sync(&conn, true)?;
+            conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+        }
     }
     Ok(conn)
 }
@@ -58,16 +75,4 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
 /// a power cut may take the last ones, and nothing else can.
 pub(super) fn sync(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
     conn.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })
-}
-
-/// Moves the log into the database and empties it, so that an orderly close leaves one file. If it
-/// fails, the next open reads the log.
-pub(super) fn checkpoint(conn: &Connection) {
-    let result = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-    if let Err(error) = result {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the last checkpoint failed"
-        );
-    }
 }

@@ -86,9 +86,9 @@ impl Desk {
         (conn.expect("as in `conn`"), &mut self.tally)
     }
 
-    /// The last act of an orderly close.
-    pub(super) fn checkpoint(&self) {
-        self.conn.as_ref().map(connection::checkpoint);
+    /// The connection, if there is one.
+    pub(super) fn idle_conn(&self) -> Option<&Connection> {
+        self.conn.as_ref()
     }
 
     pub(super) fn skip(&mut self, key: Key) {
@@ -174,7 +174,7 @@ impl Desk {
             self.syncs = durable;
         }
         let sql = match self.access {
-            Access::Write => "BEGIN IMMEDIATE",
+            Access::Write | Access::Operate => "BEGIN IMMEDIATE",
             Access::Read => "BEGIN",
         };
         let mut waited_ms = 0;

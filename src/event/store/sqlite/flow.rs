@@ -111,7 +111,7 @@ fn claim_one(
     life.start(now_ms);
     conn.prepare_cached(
         "UPDATE defer_deliveries SET state = 'running', due_ms = NULL, attempt = ?3,
-             generation = ?4, changed_ms = ?5
+             generation = ?4, changed_ms = ?5, since_ms = ?6
          WHERE event = ?1 AND subscriber = ?2",
     )?
     .execute(params![
@@ -119,13 +119,15 @@ fn claim_one(
         key.1,
         life.attempt,
         life.generation,
-        life.changed_ms
+        life.changed_ms,
+        life.since_ms
     ])?;
     let claimed = Claimed {
         token: AttemptToken::new(EventId::new(key.0), Arc::clone(&key.1), life.generation),
         attempt: life.attempt,
         crashes: life.crashes,
         due_ms,
+        since_ms: life.since_ms.unwrap_or(now_ms),
         last_error: life.error,
         event,
     };

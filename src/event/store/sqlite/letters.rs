@@ -8,7 +8,7 @@ use rusqlite::{Connection, ToSql, params};
 
 use super::desk::Desk;
 use super::fault::Fault;
-use super::row::{self, Key, LIFE, Table};
+use super::row::{self, AFTER_LIFE, Key, LIFE, Table};
 use crate::event::store::life::{Fate, Life, State};
 use crate::event::store::query::{Cursor, Filter, Group, Listed, Replay};
 use crate::event::store::record::EventId;
@@ -106,10 +106,10 @@ pub(super) fn list(
         |row| {
             let life = row::life(row, 0)?;
             Ok(Listed {
-                event: EventId::new(row.get(8)?),
-                subscriber: row.get(9)?,
-                event_name: row.get(10)?,
-                payload: text(row, 11),
+                event: EventId::new(row.get(AFTER_LIFE)?),
+                subscriber: row.get(AFTER_LIFE + 1)?,
+                event_name: row.get(AFTER_LIFE + 2)?,
+                payload: text(row, AFTER_LIFE + 3),
                 state: life.state,
                 attempt: life.attempt,
                 crashes: life.crashes,
@@ -195,7 +195,10 @@ fn page<'a>(
     let mut values: Vec<(&str, &dyn ToSql)> = matches.values(more);
     values.push((":limit", &limit));
     let rows = statement.query_map(&*values, |row| {
-        Ok(((row.get(8)?, row.get(9)?), row::life(row, 0)?))
+        Ok((
+            (row.get(AFTER_LIFE)?, row.get(AFTER_LIFE + 1)?),
+            row::life(row, 0)?,
+        ))
     })?;
     Ok(readable(rows)?)
 }

@@ -6,6 +6,7 @@
 //! | file | is |
 //! | --- | --- |
 //! | [`append`] | the batches of a group, as few statements |
+//! | [`checkpoint`] | when the log is moved, and by whom |
 //! | [`connection`] | how a connection is set up, and why so |
 //! | [`desk`] | a connection inside a transaction |
 //! | [`fault`] | SQLite's errors in the store's words |
@@ -13,6 +14,7 @@
 //! | [`letters`] | list, group, replay, discard, unpark |
 //! | [`lock`] | one process at a time |
 //! | [`open`] | options, and what happens at open |
+//! | [`operator`] | the same file beside the server that has it |
 //! | [`row`] | between rows and a delivery's life |
 //! | [`schema`] | the tables, documented |
 //! | [`tally`] | the counters |
@@ -20,6 +22,7 @@
 //! | [`worker`] | the threads and the group commit |
 
 mod append;
+mod checkpoint;
 mod connection;
 mod desk;
 mod fault;
@@ -27,6 +30,7 @@ mod flow;
 mod letters;
 mod lock;
 mod open;
+mod operator;
 mod row;
 mod schema;
 mod tally;
@@ -42,6 +46,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use self::desk::{Desk, Shared};
 use self::fault::Fault;
 pub use self::open::SqliteOptions;
+pub use self::operator::SqliteOperator;
 use self::tally::Tally;
 use self::worker::{Append, Message, Op, Reply, Request, Terms};
 use super::StoreError;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::checkpoint::{self, Checkpoints};
 use super::connection::{self, Access};
 use super::desk::{Desk, Shared};
 use super::fault::Fault;
@@ -74,8 +75,14 @@ impl SqliteOptions {
             );
         }
         let reading = desk(Access::Read)?;
-        let writer = spawn("defer-store-write", writing, self.patience_ms, Some(lock))?;
         let reader = spawn("defer-store-read", reading, self.patience_ms, None)?;
+        let checkpoints = Checkpoints::new(reader.clone());
+        let writer = spawn(
+            "defer-store-write",
+            writing,
+            self.patience_ms,
+            Some((lock, checkpoints)),
+        )?;
         Ok(Sqlite {
             writer,
             reader,
@@ -88,14 +95,16 @@ fn spawn(
     name: &str,
     desk: Desk,
     patience_ms: u64,
-    lock: Option<Lock>,
+    writes: Option<(Lock, Checkpoints)>,
 ) -> Result<mpsc::Sender<Message>, StoreError> {
     let (sender, queue) = mpsc::channel(QUEUE);
+    let (lock, checkpoints) = writes.unzip();
     let mut worker = Worker {
         desk,
         queue,
         patience_ms,
         now_ms: 0,
+        checkpoints,
     };
     std::thread::Builder::new()
         .name(name.to_owned())
@@ -104,8 +113,9 @@ fn spawn(
                 Some(_) => flow::hand_back(desk),
                 None => Ok(()),
             });
-            if lock.is_some() {
-                worker.desk.checkpoint();
+            if let (Some(_), Some(conn)) = (&lock, worker.desk.idle_conn()) {
+                // So that an orderly close leaves one file.
+                checkpoint::run(conn, "TRUNCATE");
             }
             drop(worker);
             // Last, so that the next process finds everything done.

@@ -25,10 +25,13 @@ pub(super) enum Table {
 }
 
 /// The columns of a life, in the order in which [`life`] reads them.
-pub(super) const LIFE: &str =
-    "d.state, d.due_ms, d.attempt, d.generation, d.crashes, d.reason, d.error, d.changed_ms";
+pub(super) const LIFE: &str = "d.state, d.due_ms, d.attempt, d.generation, d.crashes, d.reason, d.error, d.changed_ms, \
+     d.since_ms";
 
-/// Reads a life from eight columns that begin at `at`.
+/// The first column after those of [`LIFE`].
+pub(super) const AFTER_LIFE: usize = 9;
+
+/// Reads a life from nine columns that begin at `at`.
 pub(super) fn life(row: &Row<'_>, at: usize) -> rusqlite::Result<Life> {
     let name = row.get_ref(at)?.as_str()?;
     let state = State::from_name(name).ok_or_else(|| {
@@ -44,6 +47,7 @@ pub(super) fn life(row: &Row<'_>, at: usize) -> rusqlite::Result<Life> {
         reason: row.get(at + 5)?,
         error: row.get(at + 6)?,
         changed_ms: row.get(at + 7)?,
+        since_ms: row.get(at + 8)?,
     })
 }
 
@@ -51,7 +55,7 @@ pub(super) fn life(row: &Row<'_>, at: usize) -> rusqlite::Result<Life> {
 pub(super) fn find(conn: &Connection, key: &Key) -> Result<Option<Life>, Fault> {
     let mut statement = conn.prepare_cached(
         "SELECT d.state, d.due_ms, d.attempt, d.generation, d.crashes, d.reason, d.error,
-                d.changed_ms
+                d.changed_ms, d.since_ms
          FROM defer_deliveries d WHERE d.event = ?1 AND d.subscriber = ?2",
     )?;
     Ok(statement
@@ -73,10 +77,10 @@ pub(super) fn exists(conn: &Connection, key: &Key) -> Result<bool, Fault> {
 pub(super) fn insert(conn: &Connection, table: Table, key: &Key, life: &Life) -> Result<(), Fault> {
     let sql = match table {
         Table::Deliveries => {
-            "INSERT INTO defer_deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+            "INSERT INTO defer_deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
         }
         Table::DeadLetters => {
-            "INSERT INTO defer_dead_letters VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+            "INSERT INTO defer_dead_letters VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
         }
     };
     conn.prepare_cached(sql)?.execute(params![
@@ -91,6 +95,7 @@ pub(super) fn insert(conn: &Connection, table: Table, key: &Key, life: &Life) ->
         life.error,
         life.error.as_deref().map(error_group),
         life.changed_ms,
+        life.since_ms,
     ])?;
     Ok(())
 }
@@ -137,7 +142,7 @@ pub(super) fn put(
             conn.prepare_cached(
                 "UPDATE defer_deliveries SET state = ?3, due_ms = ?4, attempt = ?5,
                      generation = ?6, crashes = ?7, reason = ?8, error = ?9, error_group = ?10,
-                     changed_ms = ?11
+                     changed_ms = ?11, since_ms = ?12
                  WHERE event = ?1 AND subscriber = ?2",
             )?
             .execute(params![
@@ -152,6 +157,7 @@ pub(super) fn put(
                 life.error,
                 life.error.as_deref().map(error_group),
                 life.changed_ms,
+                life.since_ms,
             ])?;
         }
         Fate::Dead => {

@@ -21,6 +21,7 @@
 //! - `due_ms`: set while a delivery waits, `NULL` while it runs or is parked. The partial index
 //!   on it is what a claim reads, so what is not due costs nothing.
 //! - `generation`: how often the delivery was claimed; it is the attempt token.
+//! - `since_ms`: when the first attempt began; `Retry::give_up_after` counts from there.
 //! - `error_group`: the error with numbers and ids blanked.
 //! - `defer_counts`: set `is_exact = 0` when you have changed states or rows by hand; the next open
 //!   counts them again, and until then every count reads the tables. `pruned` is how many events
@@ -131,6 +132,10 @@ const STEPS: &[&str] = &[
     );
     CREATE INDEX defer_dead_letters_subscriber ON defer_dead_letters (subscriber);
 ",
+    "
+    ALTER TABLE defer_deliveries ADD COLUMN since_ms INTEGER;
+    ALTER TABLE defer_dead_letters ADD COLUMN since_ms INTEGER;
+",
 ];
 
 /// Brings the tables to the present version, or refuses a newer one. Runs inside the caller's
@@ -139,15 +144,7 @@ pub(super) fn migrate(conn: &Connection) -> Result<(), Fault> {
     conn.execute_batch(
         "CREATE TABLE IF NOT EXISTS defer_meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     )?;
-    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
-    let found: i64 = conn
-        .query_row(
-            "SELECT value FROM defer_meta WHERE key = 'schema'",
-            [],
-            |row| row.get(0),
-        )
-        .optional()?
-        .unwrap_or(0);
+    let (found, known) = (version(conn)?, known());
     if found > known {
         return Err(Fault::Own(StoreError::schema(found, known)));
     }
@@ -161,6 +158,27 @@ pub(super) fn migrate(conn: &Connection) -> Result<(), Fault> {
         )?;
     }
     Ok(())
+}
+
+/// Refuses every version but the present one, and changes nothing. The tables must be there.
+pub(super) fn expect(conn: &Connection) -> Result<(), Fault> {
+    let (found, known) = (version(conn)?, known());
+    if found == known {
+        return Ok(());
+    }
+    Err(Fault::Own(StoreError::schema(found, known)))
+}
+
+fn known() -> i64 {
+    i64::try_from(STEPS.len()).unwrap_or(i64::MAX)
+}
+
+fn version(conn: &Connection) -> Result<i64, Fault> {
+    let found = conn
+        .prepare_cached("SELECT value FROM defer_meta WHERE key = 'schema'")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(found.unwrap_or(0))
 }
 
 /// The checksum of an event's texts: FNV-1a, because it needs no table, no dependency, and is

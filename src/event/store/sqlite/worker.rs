@@ -21,6 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokio::sync::{mpsc, oneshot};
 
 use super::append;
+use super::checkpoint::{self, Checkpoints, Done};
 use super::connection::Access;
 use super::desk::Desk;
 use super::fault::Fault;
@@ -58,6 +59,8 @@ pub(super) enum Request {
 /// A message to a worker.
 pub(super) enum Message {
     Request(Request),
+    /// Move the log into the database.
+    Checkpoint(Done),
     Close(Closer),
 }
 
@@ -178,6 +181,8 @@ pub(super) struct Worker {
     pub(super) patience_ms: u64,
     /// The last time that a request brought with it: this thread reads no clock.
     pub(super) now_ms: i64,
+    /// The writer's.
+    pub(super) checkpoints: Option<Checkpoints>,
 }
 
 impl Worker {
@@ -190,9 +195,11 @@ impl Worker {
         let mut group = Vec::new();
         while let Some(message) = self.queue.blocking_recv() {
             let mut next = Some(message);
+            let mut done = None;
             while let Some(message) = next {
                 match message {
                     Message::Request(request) => group.push(request),
+                    Message::Checkpoint(through) => done = Some(through),
                     Message::Close(closer) => {
                         // What is in the queue was accepted, and is still done.
                         self.queue.close();
@@ -208,6 +215,13 @@ impl Worker {
             let group = std::mem::take(&mut group);
             // Invariant 3: also when a log subscriber of the user's panics.
             let _ = catch_unwind(AssertUnwindSafe(|| self.commit(group)));
+            let conn = self.desk.idle_conn();
+            if let (Some(conn), Some(_)) = (conn, &done) {
+                checkpoint::run(conn, "PASSIVE");
+            }
+            if let Some(checkpoints) = &mut self.checkpoints {
+                checkpoints.after_commit(conn);
+            }
         }
         let result = self
             .desk
