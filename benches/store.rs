@@ -118,6 +118,7 @@ fn appends(runtime: &Runtime, options: &Options) {
     println!("durable appends/s, {RECORD} bytes, median (best) of {rounds} interleaved rounds");
     println!("writers | file + fdatasync | store, due | ratio | store, claimed | ratio");
     println!("        | each append: CPU and written | the same | the same");
+    let mut lines = Vec::new();
     for writers in [1, 16, 64] {
         let mut figures = [Vec::new(), Vec::new(), Vec::new()];
         let mut spent = [Spent::default(), Spent::default(), Spent::default()];
@@ -165,9 +166,29 @@ fn appends(runtime: &Runtime, options: &Options) {
              | {:.2}",
             best[0], best[1], ratios[0], best[2], ratios[1]
         );
+        // For the report of all targets. Claimed: as an emit records it while there is room.
+        let line = |target| {
+            let met = if ratios[1] >= target {
+                "met"
+            } else {
+                "NOT MET"
+            };
+            format!(
+                "target 14 | durable emits a second, {writers} concurrent, against a bare file with group \
+                 commit | {bare:.0} | {claimed:.0} | {:.2} | ≥ {target} | {met}",
+                ratios[1],
+            )
+        };
+        lines.extend(match writers {
+            16 => Some(line(0.6)),
+            64 => Some(line(0.5)),
+            _ => None,
+        });
         let [bare, due, claimed] = spent.map(|spent| spent.to_string());
         println!("        | {bare} | {due} | {claimed}");
     }
+    println!();
+    lines.iter().for_each(|line| println!("{line}"));
 }
 
 fn log_rate(runtime: &Runtime, writers: usize, round: Duration, log: &Log) -> f64 {

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, SystemTime};
 
+const NANOS_PER_MILLI: u64 = 1_000_000;
+
 /// Nanoseconds since the clock was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Tick(u64);
@@ -18,6 +20,15 @@ impl Tick {
 
     pub(crate) fn saturating_add(self, time: Duration) -> Tick {
         Tick(self.0.saturating_add(nanos(time)))
+    }
+
+    /// The first whole millisecond that is not before it.
+    pub(crate) fn ceil_to_millis(self) -> Tick {
+        Tick(
+            self.0
+                .div_ceil(NANOS_PER_MILLI)
+                .saturating_mul(NANOS_PER_MILLI),
+        )
     }
 
     pub(crate) fn saturating_sub(self, time: Duration) -> Tick {

@@ -21,6 +21,8 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ledger::{Entry, Kind};
@@ -29,7 +31,7 @@ use server::{App, BROKEN, Made, POISON, Process, SUBSCRIBERS, WINDOW, is_child};
 use support::Flavor;
 use support::events::Scratch;
 use tower_defer::event::Events;
-use tower_defer::event::store::{CRASHED, Counts, Filter, Listed};
+use tower_defer::event::store::{CRASHED, Counts, Filter, Listed, Replay, SqliteOperator};
 
 /// What a restart must not take, from the open store to the first start of what was in flight: far
 /// above what it takes (some milliseconds), and below every interval and timeout that there is (the
@@ -42,8 +44,10 @@ const DELIVERED: Duration = Duration::from_secs(60);
 /// When a process is killed.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// So many microseconds after it began to open the store: while it recovers.
+    /// So many microseconds after it began to open the store: while this is recovered.
     Opening(u64),
+    /// So many microseconds after that: while it claims what was recovered.
+    Opened(u64),
     /// So many microseconds after so many heads have come.
     Heads(usize, u64),
 }
@@ -85,10 +89,14 @@ fn nothing_acknowledged_is_lost_and_nothing_is_invented() {
     Flavor::CurrentThread.build().block_on(async {
         for run in 0..kills {
             let moment = match random.usize(0..4) {
-                0 if run > 0 => Moment::Opening(random.u64(0..6_000)),
+                // As often in the first as in the tenth millisecond.
+                0 if run > 0 && random.bool() => {
+                    Moment::Opening(random.u64(0..256) << random.u32(0..8))
+                }
+                0 if run > 0 => Moment::Opened(random.u64(0..256) << random.u32(0..8)),
                 _ => Moment::Heads(random.usize(1..150), random.u64(0..2_000)),
             };
-            in_recovery += usize::from(matches!(moment, Moment::Opening(_)));
+            in_recovery += usize::from(!matches!(moment, Moment::Heads(..)));
             let process = Process::start(test, &directory, run).await;
             live(process, moment, &load, run, &mut random).await;
         }
@@ -129,6 +137,11 @@ fn nothing_acknowledged_is_lost_and_nothing_is_invented() {
         assert!(fresh, "a first attempt was made twice: {entry:?}");
     }
 
+    let mut latencies = recoveries(&entries);
+    latencies.sort_unstable();
+    assert!(latencies.len() >= kills / 4, "{latencies:?}");
+    let slowest = latencies[latencies.len() - 1];
+    assert!(slowest < AT_ONCE, "recovered after {slowest:?}");
     let stuck = entries.iter().filter(|e| e.kind == Kind::Stuck).count();
     assert!(
         (1..=3).contains(&stuck),
@@ -136,15 +149,13 @@ fn nothing_acknowledged_is_lost_and_nothing_is_invented() {
     );
     assert!(crashed.contains(&(POISON.to_owned(), "trial".to_owned())));
 
-    let mut latencies = recoveries(&entries);
-    latencies.sort_unstable();
-    assert!(latencies.len() >= kills / 4, "{latencies:?}");
-    let slowest = latencies[latencies.len() - 1];
-    assert!(slowest < AT_ONCE, "recovered after {slowest:?}");
+    let opened = entries.iter().filter(|e| e.kind == Kind::Opened).count();
     println!(
-        "{kills} kills in {took:?} ({in_recovery} while opening): {} tried, {} acknowledged, {} refused, \
+        "{kills} kills in {took:?} ({in_recovery} at the start, {} of them before the store was open): \
+         {} tried, {} acknowledged, {} refused, \
          {} events handled, {} repeated (at most {most} by one kill), {} dead as crashed and replayed; \
          in flight starts again after {:?} (median of {}), {slowest:?} at most",
+        kills + 1 - opened,
         seen.tried.len(),
         seen.acknowledged.len(),
         seen.refused.len(),
@@ -166,6 +177,11 @@ async fn live(
 ) {
     let (heads, later) = match moment {
         Moment::Opening(later) => {
+            micros(later).await;
+            return process.kill().await;
+        }
+        Moment::Opened(later) => {
+            process.opened().await;
             micros(later).await;
             return process.kill().await;
         }
@@ -285,19 +301,9 @@ fn a_replay_that_is_killed_and_called_again_runs_each_once_more() {
     let test = "a_replay_that_is_killed_and_called_again_runs_each_once_more";
     let scratch = Scratch::new("event-replay");
     let directory = scratch.path("");
-    Flavor::CurrentThread.build().block_on(async {
-        let events = server::events(&directory, 0, true);
-        for number in 0..LETTERS {
-            let id = format!("{BROKEN}-{number}");
-            let recorded = events.emit(Made { id }).recorded().await;
-            recorded.expect("recorded");
-        }
-        assert_eq!(settled(&events).await.discarded, LETTERS as u64);
-        drop(events);
-        freed(&directory).await;
-    });
     let mut replayed = 0;
     Flavor::CurrentThread.build().block_on(async {
+        write_letters(&directory, LETTERS).await;
         // The mailboxes are still missing: what is replayed ends as a dead letter again, and a replay
         // without memory would find it there.
         for (run, until) in [(1, LETTERS * 4 / 10), (2, LETTERS * 7 / 10)] {
@@ -322,12 +328,38 @@ fn a_replay_that_is_killed_and_called_again_runs_each_once_more() {
         let again = events.dead_letters().replay("mailboxes", Filter::default());
         assert_eq!(again.run().await.expect("replayed"), 0);
     });
-    let mails = mails(&directory, 1);
+    let twice = once_more(&directory, LETTERS);
+    println!("{LETTERS} replayed, {twice:?} once more by kills, by the last call: {replayed}");
+    // Nobody else heard of it.
+    let entries = ledger::read(&directory);
+    let others = entries
+        .iter()
+        .filter(|e| e.run > 0 && e.kind != Kind::Opened && e.subscriber != "mail");
+    assert_eq!(others.count(), 0);
+}
+
+/// Leaves so many dead letters, as process 0.
+async fn write_letters(directory: &Path, count: usize) {
+    let events = server::events(directory, 0, true);
+    for number in 0..count {
+        let id = format!("{BROKEN}-{number}");
+        let recorded = events.emit(Made { id }).recorded().await;
+        recorded.expect("recorded");
+    }
+    assert_eq!(settled(&events).await.discarded, count as u64);
+    drop(events);
+    freed(directory).await;
+}
+
+/// Asserts that each of them has run since, and again only where a kill found it in flight: how many,
+/// by the process that was killed.
+fn once_more(directory: &Path, letters: usize) -> BTreeMap<usize, usize> {
+    let mails = mails(directory, 1);
     let mut runs: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for mail in &mails {
+    for mail in mails.iter().filter(|mail| mail.id.starts_with(BROKEN)) {
         runs.entry(&mail.id).or_default().push(mail.run);
     }
-    assert_eq!(runs.len(), LETTERS, "some were never replayed");
+    assert_eq!(runs.len(), letters, "some were never replayed");
     let mut twice = BTreeMap::new();
     for runs in runs.values() {
         for pair in runs.windows(2) {
@@ -336,16 +368,92 @@ fn a_replay_that_is_killed_and_called_again_runs_each_once_more() {
         }
     }
     assert!(twice.values().all(|count| *count <= WINDOW), "{twice:?}");
-    println!(
-        "{LETTERS} replayed, {} attempts, after each kill again: {twice:?}, by the last call: {replayed}",
-        mails.len()
-    );
-    // Nobody else heard of it.
+    twice
+}
+
+#[test]
+fn an_operator_of_another_process_goes_on_while_the_server_is_killed() {
+    const LETTERS: usize = 300;
+    const STEP: usize = 10;
+    if is_child() {
+        return;
+    }
+    let test = "an_operator_of_another_process_goes_on_while_the_server_is_killed";
+    let scratch = Scratch::new("event-operator");
+    let directory = scratch.path("");
+    let mut random = fastrand::Rng::with_seed(seed());
+    let load = Load::new();
+    let replayed = Arc::new(AtomicUsize::new(0));
+    let (restarted, is_back) = std::sync::mpsc::sync_channel::<()>(1);
+    Flavor::CurrentThread.build().block_on(async {
+        write_letters(&directory, LETTERS).await;
+        let path = directory.join("events.db");
+        let count = replayed.clone();
+        let hand = move || {
+            let mut operator = SqliteOperator::open(path).expect("it opens");
+            let replay = Replay {
+                name: "mailboxes".into(),
+                filter: Filter {
+                    subscriber: Some("mail".into()),
+                    ..Filter::default()
+                },
+                limit: STEP,
+            };
+            loop {
+                // The rest beside the second server.
+                if count.load(Ordering::SeqCst) == LETTERS / 2 {
+                    is_back.recv().expect("a second server");
+                }
+                let some = operator.replay(&replay, 1).expect("replayed");
+                let counts = operator.counts().expect("counted");
+                assert!(counts.discarded <= LETTERS as u64, "{counts:?}");
+                count.fetch_add(usize::try_from(some).expect("few"), Ordering::SeqCst);
+                if some == 0 {
+                    break;
+                }
+            }
+        };
+        let mut process = Process::start(test, &directory, 1).await;
+        let address = process.address().await;
+        let hand = tokio::task::spawn_blocking(hand);
+        let kill = async {
+            let some = || replayed.load(Ordering::SeqCst) >= LETTERS / 4;
+            support::eventually("some are replayed", some).await;
+            process.kill().await;
+        };
+        tokio::join!(kill, load.run(address, 1, &mut random));
+
+        let mut process = Process::start(test, &directory, 2).await;
+        let address = process.address().await;
+        let kill = async {
+            load.heads(20).await;
+            restarted.send(()).expect("the operator waits");
+            hand.await.expect("the operator");
+            load.heads(20).await;
+            process.kill().await;
+        };
+        tokio::join!(kill, load.run(address, 2, &mut random));
+        let events = server::events(&directory, 3, true);
+        events.start();
+        let counts = settled(&events).await;
+        assert_eq!(counts.discarded, LETTERS as u64, "{counts:?}");
+    });
+    assert_eq!(replayed.load(Ordering::SeqCst), LETTERS);
+    let twice = once_more(&directory, LETTERS);
     let entries = ledger::read(&directory);
-    let others = entries
+    let seen = load.seen.into_inner();
+    for (id, subscriber) in seen
+        .acknowledged
         .iter()
-        .filter(|e| e.run > 0 && e.kind != Kind::Opened && e.subscriber != "mail");
-    assert_eq!(others.count(), 0);
+        .flat_map(|id| SUBSCRIBERS.map(|subscriber| (id, subscriber)))
+    {
+        let has_it = |e: &Entry| e.id == *id && e.subscriber == subscriber;
+        assert!(entries.iter().any(has_it), "lost: {id} for {subscriber}");
+    }
+    println!(
+        "{LETTERS} replayed beside {} requests and two kills, {twice:?} once more by kills",
+        seen.tried.len()
+    );
 }
 
 /// The mails that were handled by this process and the later ones.

@@ -371,7 +371,8 @@ fn case_36_what_does_not_decode_is_parked_and_runs_when_the_code_is_back() {
             Subscriber::with_context(
                 |book: Book, event: PaidInFull, delivery: DeliveryContext| async move {
                     book.note(event.id, &delivery);
-                    Ok::<_, TaskError>(drop(event.currency))
+                    drop(event.currency);
+                    Ok::<_, TaskError>(())
                 },
             ),
         );

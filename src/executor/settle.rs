@@ -13,7 +13,7 @@ use super::attempt::{self, Begun, Outcome};
 use super::report::UnfinishedState;
 use super::running::Slot;
 use crate::clock::{self, Tick};
-use crate::error::{Class, TaskError, bounded_text, error_text, panic_text};
+use crate::error::{Class, TEXT_LIMIT, TaskError, bounded_text, error_text, panic_text};
 use crate::observe;
 use crate::retry::{Decision, DiscardReason, FailedAttempt, decide};
 use crate::sync::Arc;
@@ -161,7 +161,11 @@ impl Shared {
 
     fn failed(self: &Arc<Self>, mut node: Node, class: Class, text: String) {
         let reusable = node.body().reusable();
-        let text: Arc<str> = bounded_text(|out| out.write_str(&text)).into();
+        let text: Arc<str> = if text.len() > TEXT_LIMIT {
+            bounded_text(|out| out.write_str(&text)).into()
+        } else {
+            text.into()
+        };
         let settings = node.settings_mut();
         settings.attempts += 1;
         let attempt = settings.attempts;

@@ -84,6 +84,8 @@ impl Settings {
         if self.history.len() == Self::HISTORY {
             self.history.remove(1);
         }
+        // Room for four at once would be a third of what a waiting retry takes up.
+        self.history.reserve_exact(1);
         self.history.push(record);
     }
 }

@@ -142,6 +142,7 @@ pub(crate) fn is_child() -> bool {
 async fn serve(directory: &Path, run: usize) {
     println!("\n@opening ;");
     let events = events(directory, run, false);
+    println!("\n@opened ;");
     let replay = {
         let events = events.clone();
         move |extract::Path(name): extract::Path<String>| async move {
@@ -189,6 +190,11 @@ impl Process {
         let mut process = Self { child, output };
         process.said("@opening").await;
         process
+    }
+
+    /// The store is open.
+    pub(crate) async fn opened(&mut self) {
+        self.said("@opened").await;
     }
 
     /// Where it listens.

@@ -1,14 +1,18 @@
-//! An axum server with a side effect per request, under h2load.
+//! An axum server with a side effect per request, under a load generator.
 //!
 //! ```text
 //! cargo run --release -p tower-defer-server-bench              # the whole report, about eight minutes
-//! cargo run --release -p tower-defer-server-bench -- quick     # the same, shorter and noisier
+//! cargo run --release -p tower-defer-server-bench -- quick     # the same, shorter and noisier: a minute and a half
 //! ```
 //!
-//! It needs `h2load` (Debian: nghttp2-client) and `taskset`. The server is a child process on the first
-//! core with one worker thread, the load on the second. Compared are always two servers in turn, pair
-//! by pair, and what is reported is the median of the pairs' ratios, with their spread: on a shared
+//! It needs `oha` (`cargo install oha`) and `taskset`. The server is a child process on the first core
+//! with one worker thread, the load on the second. Compared are always two servers in turn, pair by
+//! pair, and what is reported is the median of the pairs' ratios, with their spread: on a shared
 //! machine a single run says nothing.
+//!
+//! Why oha: at a fixed rate h2load sends what is due every 10 ms in one go, so that what it measures
+//! there are bursts at full speed. oha spreads the requests, and counts a response's time from when its
+//! request was due.
 #![expect(clippy::disallowed_methods, reason = "a program that measures time")]
 
 mod load;

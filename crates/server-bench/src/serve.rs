@@ -1,8 +1,9 @@
-//! The server: `GET /` with a side effect, `GET /stats` with what became of the side effects.
+//! The server: `GET /` with a side effect, `GET /counts` with what became of the side effects.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -12,17 +13,14 @@ use axum_tasks::{AppTasks, HasTasks, TaskHandler, TaskOutput, spawn_task_workers
 use serde::{Deserialize, Serialize};
 use tower_defer::{Defer, DeferLayer, Executor};
 
-/// Completed and refused side effects.
-#[derive(Default)]
-struct Stats {
-    completed: AtomicU64,
-    refused: AtomicU64,
-}
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
+/// Side effects.
+static COMPLETED: AtomicU64 = AtomicU64::new(0);
+static REFUSED: AtomicU64 = AtomicU64::new(0);
 
-static STATS: Stats = Stats {
-    completed: AtomicU64::new(0),
-    refused: AtomicU64::new(0),
-};
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Effect {
@@ -37,14 +35,34 @@ async fn effect(effect: Effect) {
     match effect {
         Effect::None => {}
         Effect::Wait => tokio::time::sleep(Duration::from_millis(5)).await,
-        Effect::Burn => {
-            let until = Instant::now() + Duration::from_micros(200);
-            while Instant::now() < until {
-                std::hint::spin_loop();
-            }
-        }
+        Effect::Burn => burn(*TURNS.get_or_init(calibrate)),
     }
-    STATS.completed.fetch_add(1, Ordering::Relaxed);
+    count(&COMPLETED);
+}
+
+/// Turns of [`burn`] that take 200 µs of CPU. Not until a time on the clock: that passes as well while
+/// somebody else has the core.
+static TURNS: OnceLock<u32> = OnceLock::new();
+
+fn burn(turns: u32) {
+    let mut x = 1_u64;
+    for _ in 0..turns {
+        x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).rotate_left(17));
+    }
+}
+
+fn calibrate() -> u32 {
+    const TRIED: u32 = 100_000;
+    let fastest = (0..50)
+        .map(|_| {
+            let start = Instant::now();
+            burn(TRIED);
+            start.elapsed()
+        })
+        .min()
+        .unwrap_or_default();
+    let share = Duration::from_micros(200).as_secs_f64() / fastest.as_secs_f64();
+    (f64::from(TRIED) * share) as u32
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, axum_tasks::Task)]
@@ -68,7 +86,10 @@ pub(crate) fn run(variant: &str, side: &str) {
     let side = match side {
         "none" => Effect::None,
         "wait" => Effect::Wait,
-        "burn" => Effect::Burn,
+        "burn" => {
+            TURNS.get_or_init(calibrate);
+            Effect::Burn
+        }
         other => panic!("no such effect: {other}"),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -78,7 +99,7 @@ pub(crate) fn run(variant: &str, side: &str) {
         .expect("a runtime");
     runtime.block_on(async {
         let app = app(variant, side).await;
-        let app = app.route("/stats", get(stats));
+        let app = app.route("/counts", get(counts));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
@@ -87,18 +108,27 @@ pub(crate) fn run(variant: &str, side: &str) {
     });
 }
 
-async fn stats() -> String {
-    let completed = STATS.completed.load(Ordering::Relaxed);
-    let refused = STATS.refused.load(Ordering::Relaxed);
-    format!("{completed} {refused}")
+async fn counts() -> String {
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    // What has ended first: a request that comes between is then seen as unfinished, never the reverse.
+    let (completed, refused) = (of(&COMPLETED), of(&REFUSED));
+    format!("{} {completed} {refused}", of(&REQUESTS))
 }
 
 async fn app(variant: &str, side: Effect) -> Router {
     match variant {
-        "none" => Router::new().route("/", get(async || "hello")),
+        "none" => Router::new().route(
+            "/",
+            get(async || {
+                count(&REQUESTS);
+                count(&COMPLETED);
+                "hello"
+            }),
+        ),
         "inline" => Router::new().route(
             "/",
             get(move || async move {
+                count(&REQUESTS);
                 effect(side).await;
                 "hello"
             }),
@@ -106,6 +136,7 @@ async fn app(variant: &str, side: Effect) -> Router {
         "spawn" => Router::new().route(
             "/",
             get(move || async move {
+                count(&REQUESTS);
                 tokio::spawn(effect(side));
                 "hello"
             }),
@@ -117,14 +148,18 @@ async fn app(variant: &str, side: Effect) -> Router {
                 .capacity(65_536)
                 .build(),
         ),
-        "dedicated" => deferred(
-            side,
-            Executor::builder()
-                .concurrency(1)
-                .capacity(65_536)
-                .dedicated(1)
-                .build(),
-        ),
+        "dedicated" => {
+            // What never yields runs one at a time on one thread, whatever is allowed.
+            let concurrency = if side == Effect::Burn { 1 } else { 1024 };
+            deferred(
+                side,
+                Executor::builder()
+                    .concurrency(concurrency)
+                    .capacity(65_536)
+                    .dedicated(1)
+                    .build(),
+            )
+        }
         "axum-tasks" => {
             let queue = Queue {
                 tasks: AppTasks::new(),
@@ -135,8 +170,9 @@ async fn app(variant: &str, side: Effect) -> Router {
                 .route(
                     "/",
                     get(move |State(queue): State<Arc<Queue>>| async move {
+                        count(&REQUESTS);
                         if queue.tasks.queue(Job { effect: side }).await.is_err() {
-                            STATS.refused.fetch_add(1, Ordering::Relaxed);
+                            count(&REFUSED);
                         }
                         "hello"
                     }),
@@ -151,8 +187,9 @@ fn deferred(side: Effect, executor: Executor) -> Router {
     let app: Router<()> = Router::new().route(
         "/",
         get(move |defer: Defer| async move {
+            count(&REQUESTS);
             if defer.try_run(move || effect(side)).is_err() {
-                STATS.refused.fetch_add(1, Ordering::Relaxed);
+                count(&REFUSED);
             }
             Ok::<_, Infallible>("hello")
         }),

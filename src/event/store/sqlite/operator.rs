@@ -33,7 +33,8 @@ use crate::event::store::query::{Counts, Cursor, Filter, Group, Listed, Replay};
 /// disk. A server that has the file open finds replayed deliveries when it next looks, within 5 s.
 ///
 /// It blocks on the disk. Each call is one transaction: while it writes, the server's requests wait,
-/// so keep the limits small (some hundred) and leave pauses.
+/// so keep the limits small (some hundred), and pause for as long as a call took before the next one:
+/// whoever takes the lock again at once leaves the other one little of it.
 ///
 /// # Examples
 ///
@@ -56,7 +57,13 @@ use crate::event::store::query::{Counts, Cursor, Filter, Group, Listed, Replay};
 ///     filter: Filter { subscriber: Some("welcome-email".into()), ..Filter::default() },
 ///     limit: 200,
 /// };
-/// while operator.replay(&replay, now_ms)? == 200 {}
+/// loop {
+///     let began = std::time::Instant::now();
+///     if operator.replay(&replay, now_ms)? < 200 {
+///         break;
+///     }
+///     std::thread::sleep(began.elapsed()); // the server's turn
+/// }
 /// # drop((operator, server));
 /// # Ok(())
 /// # }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! gate                 measures everything, prints the table, fails if a ratio has grown
+//! gate report          the same, and the lines that the report of all targets collects
 //! gate run NAME N      one variant, N times: for callgrind
 //! gate count NAME N    the same, and how often it allocates
 //! ```
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        [] => report::print(),
+        [] => report::print(false),
+        ["report"] => report::print(true),
         ["run", name, n] => run(name, parse(n)),
         ["count", name, n] => {
             let n = parse(n);
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         _ => {
-            eprintln!("usage: gate [run NAME N | count NAME N]");
+            eprintln!("usage: gate [report | run NAME N | count NAME N]");
             ExitCode::from(2)
         }
     }

@@ -1,5 +1,6 @@
 //! What a task pays: submitted in bursts, each burst run to its end.
 
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::hint::black_box;
 use std::panic::AssertUnwindSafe;
@@ -12,7 +13,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tower_defer::{Executor, Task};
+use tower_defer::{Executor, Task, TaskError};
 
 use crate::allocations;
 
@@ -120,6 +121,38 @@ pub async fn run_named(name: &str, n: usize) -> bool {
         "spawn+timeout, waits" => {
             bursts(n, burst, |captured| {
                 drop(tokio::spawn(timeout(LIMIT, waiting_task(captured))));
+            })
+            .await;
+        }
+        "submit, fails" => {
+            let executor = Executor::builder().capacity(n).build();
+            bursts(n, burst, |captured| {
+                executor.submit(move || async move {
+                    ready_task(captured);
+                    Err::<(), _>(TaskError::retry_after(LIMIT, "down"))
+                });
+            })
+            .await;
+        }
+        "spawn, sleeps" => {
+            bursts(n, burst, |captured| {
+                drop(tokio::spawn(async move {
+                    ready_task(captured);
+                    tokio::time::sleep(LIMIT).await;
+                }));
+            })
+            .await;
+        }
+        "by hand, fails" => {
+            bursts(n, burst, |captured| {
+                drop(tokio::spawn(async move {
+                    ready_task(captured);
+                    let error: Box<dyn Error + Send + Sync> = "down".into();
+                    let errors = vec![error.to_string()];
+                    drop(error);
+                    tokio::time::sleep(LIMIT).await;
+                    black_box(errors);
+                }));
             })
             .await;
         }

@@ -2,8 +2,9 @@
 //! streams that each hold a task. Prints tables and draws a plot of each into `docs/`.
 //!
 //! ```text
-//! cargo run --profile bench -p tower-defer-bench --bin scale            # about two minutes
-//! cargo run --profile bench -p tower-defer-bench --bin scale -- quick   # a tenth of the sizes
+//! cargo run --profile bench -p tower-defer-bench --bin scale            # about three minutes
+//! cargo run --profile bench -p tower-defer-bench --bin scale -- quick   # a tenth of the sizes, no plots
+//! cargo run --profile bench -p tower-defer-bench --bin scale -- retries # or requests, queue, streams
 //! ```
 //!
 //! Times are medians of rounds in which ours and the reference take turns; bytes are what a counting
@@ -26,12 +27,25 @@ static HEAP: heap::Counting = heap::Counting;
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "quick");
+    let only = std::env::args()
+        .skip(1)
+        .find(|argument| argument != "quick");
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let docs = (!quick).then_some(docs.as_path());
     let most = if quick { 100_000 } else { 1_000_000 };
-    requests::run(&docs);
-    queue::run(&docs, most);
-    retries::run(&docs, most);
-    streams::run(&docs, if quick { 1_000 } else { 10_000 });
+    if wanted("requests") {
+        requests::run(docs);
+    }
+    if wanted("queue") {
+        queue::run(docs, most);
+    }
+    if wanted("retries") {
+        retries::run(docs, most);
+    }
+    if wanted("streams") {
+        streams::run(docs, if quick { 1_000 } else { 10_000 });
+    }
 }
 
 /// Nanoseconds that `work` takes.

@@ -46,7 +46,16 @@ impl Axis {
     }
 }
 
-pub(crate) fn write(path: &Path, title: &str, x: &str, y: &str, lines: &[Line]) {
+/// Draws nothing where there is no directory to draw to: a short run has other figures.
+pub(crate) fn write(
+    docs: Option<&Path>,
+    name: &str,
+    title: &str,
+    x: &str,
+    y: &str,
+    lines: &[Line],
+) {
+    let Some(docs) = docs else { return };
     let points = || lines.iter().flat_map(|line| line.points.iter());
     let across = Axis::around(points().map(|p| p.0));
     let up = Axis::around(points().map(|p| p.1));
@@ -124,11 +133,8 @@ pub(crate) fn write(path: &Path, title: &str, x: &str, y: &str, lines: &[Line]) 
         "<text x=\"16\" y=\"{half}\" text-anchor=\"middle\" transform=\"rotate(-90 16 {half})\">{y}</text>"
     ));
     put("</svg>".to_owned());
-    std::fs::write(path, svg).expect("docs/ can be written");
-    println!(
-        "\nPlot: docs/{}",
-        path.file_name().unwrap_or_default().to_string_lossy()
-    );
+    std::fs::write(docs.join(name), svg).expect("docs/ can be written");
+    println!("\nPlot: docs/{name}");
 }
 
 fn number(value: f64) -> String {

@@ -10,7 +10,7 @@ use tower_defer::{Executor, Task};
 use crate::plot::{self, Line};
 use crate::{decades, heap, runtime, time};
 
-pub(crate) fn run(docs: &Path, most: usize) {
+pub(crate) fn run(docs: Option<&Path>, most: usize) {
     println!("\n## The length of the queue (one task blocks the only worker, the rest waits)\n");
     println!(
         "| queued | ns to submit one | ns to run one | bytes each, captures (8) included | tokio::spawn: ns to spawn one | ns to run one | bytes each |"
@@ -29,7 +29,8 @@ pub(crate) fn run(docs: &Path, most: usize) {
         run_line.push((length as f64, ours.1));
     }
     plot::write(
-        &docs.join("scale-queue.svg"),
+        docs,
+        "scale-queue.svg",
         "A task in a queue of this length",
         "queued tasks",
         "ns per task",

@@ -67,7 +67,7 @@ where
     }
 }
 
-pub(crate) fn run(docs: &Path) {
+pub(crate) fn run(docs: Option<&Path>) {
     println!("\n## Tasks per request ({REQUESTS} requests, bodies read, then all tasks run)\n");
     println!("| tasks | ns per request, tower-defer | naked tokio::spawn | ratio |");
     println!("| ---: | ---: | ---: | ---: |");
@@ -108,7 +108,8 @@ pub(crate) fn run(docs: &Path) {
         runtime.block_on(executor.drain(Duration::from_secs(1)));
     }
     plot::write(
-        &docs.join("scale-tasks-per-request.svg"),
+        docs,
+        "scale-tasks-per-request.svg",
         "A request with its tasks, all run",
         "tasks per request",
         "ns per request",

@@ -51,7 +51,7 @@ impl Service<Request<()>> for Handler {
     }
 }
 
-pub(crate) fn run(docs: &Path, most: usize) {
+pub(crate) fn run(docs: Option<&Path>, most: usize) {
     println!(
         "\n## Open streams that each hold a task (`max_hold` of 400 ms: ten looks at all of them a second)\n"
     );
@@ -67,7 +67,8 @@ pub(crate) fn run(docs: &Path, most: usize) {
         end_line.push((streams as f64, end));
     }
     plot::write(
-        &docs.join("scale-streams.svg"),
+        docs,
+        "scale-streams.svg",
         "Open streams that each hold a task",
         "open streams",
         "each",

@@ -1,0 +1,199 @@
+//! What recording an event adds to its response.
+//!
+//! `cargo bench --bench recorded --features axum,sqlite`; `-- --quick` for a short one, `-- --dir PATH` for
+//! another disk. A server over a real connection, idle but for one client, who asks in turn: a handler
+//! that emits nothing, one that emits an event of about 200 bytes (the response waits until that is
+//! durable), and beside them the least that it can cost: a record of 200 bytes appended to a file, and
+//! `fdatasync`. The subscriber has nothing to do; between two requests there is time to settle its
+//! delivery, which is a commit of its own. Medians of interleaved rounds.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a program that measures reads the clock; its pauses are part of what is measured"
+)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use tower_defer::event::store::Sqlite;
+use tower_defer::event::{Event, Events};
+use tower_defer::{Defer, DeferLayer};
+
+const RECORD: usize = 200;
+
+/// Long enough that the delivery before is settled.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Of the ratio.
+const TARGET: f64 = 1.5;
+
+#[derive(Clone, Serialize, Deserialize)]
+struct UserCreated {
+    text: String,
+}
+
+impl Event for UserCreated {
+    const NAME: &'static str = "user.created";
+}
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        println!("nothing is measured by a test run; say `cargo bench --bench recorded`");
+        return Ok(());
+    }
+    let after = |name: &str| arguments.iter().skip_while(|a| *a != name).nth(1);
+    let parent = after("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
+    let directory = parent.join(format!("defer-recorded-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    let (rounds, requests) = if quick { (3, 40) } else { (9, 100) };
+    let measured = measure(&directory, rounds, requests);
+    std::fs::remove_dir_all(&directory)?;
+    print(&measured?, requests);
+    Ok(())
+}
+
+/// Medians of a round, in microseconds.
+struct Round {
+    plain: f64,
+    event: f64,
+    file: f64,
+}
+
+impl Round {
+    fn added(&self) -> f64 {
+        self.event - self.plain
+    }
+}
+
+fn measure(directory: &Path, rounds: usize, requests: usize) -> io::Result<Vec<Round>> {
+    let mut client = Client::new(serve(&directory.join("events.db"))?)?;
+    let mut file = File::create(directory.join("file"))?;
+    // What is made once is made now.
+    for path in ["/plain", "/event"] {
+        client.ask(path)?;
+    }
+    let mut all = Vec::new();
+    for _ in 0..rounds {
+        let mut times = [const { Vec::new() }; 3];
+        for at in 0..requests {
+            // Another order each time, so that none always follows the same neighbour.
+            for which in (0..3).map(|which| (which + at) % 3) {
+                std::thread::sleep(PAUSE);
+                let start = Instant::now();
+                match which {
+                    0 => client.ask("/plain")?,
+                    1 => client.ask("/event")?,
+                    _ => {
+                        file.write_all(&[b'x'; RECORD])?;
+                        file.sync_data()?;
+                    }
+                }
+                times[which].push(start.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+        let [plain, event, file] = times.map(median);
+        all.push(Round { plain, event, file });
+    }
+    Ok(all)
+}
+
+fn print(rounds: &[Round], requests: usize) {
+    println!("p50 of {requests} requests each, in µs");
+    println!("round | no event | one event | added | append + fdatasync | ratio");
+    for (number, round) in rounds.iter().enumerate() {
+        let Round { plain, event, file } = round;
+        let added = round.added();
+        println!(
+            "{:5} | {plain:8.0} | {event:9.0} | {added:5.0} | {file:18.0} | {:5.2}",
+            number + 1,
+            added / file
+        );
+    }
+    let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
+    let mut ratios: Vec<f64> = rounds.iter().map(|r| r.added() / r.file).collect();
+    ratios.sort_by(f64::total_cmp);
+    let ratio = median(ratios.clone());
+    println!(
+        "\ntarget 15 | what recording an event adds to a response, p50, idle, against one append and \
+         `fdatasync` | {:.0} µs | {:.0} µs | {ratio:.2} ({:.2} to {:.2}) | ≤ {TARGET} | {}",
+        of(|round| round.file),
+        of(Round::added),
+        ratios[0],
+        ratios[ratios.len() - 1],
+        if ratio <= TARGET { "met" } else { "NOT MET" }
+    );
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// On a thread of its own.
+fn serve(store: &Path) -> io::Result<SocketAddr> {
+    let store = Sqlite::open(store).map_err(io::Error::other)?;
+    let events = Events::new(()).on("nobody", async |(): (), _: UserCreated| {});
+    let layer = DeferLayer::new().events(events.store(store));
+    let plain = async |_: Defer| "hello";
+    let event = async |defer: Defer| {
+        defer.emit(UserCreated {
+            text: "x".repeat(RECORD - "{\"text\":\"\"}".len()),
+        });
+        "hello"
+    };
+    let router = Router::new()
+        .route("/plain", get(plain))
+        .route("/event", get(event))
+        .layer(layer);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            axum::serve(listener, router).await.expect("a server");
+        });
+    });
+    Ok(address)
+}
+
+struct Client(TcpStream);
+
+impl Client {
+    fn new(server: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(server)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Self(stream))
+    }
+
+    /// Until the last byte of the answer.
+    fn ask(&mut self, path: &str) -> io::Result<()> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
+        self.0.write_all(request.as_bytes())?;
+        let (mut answer, mut chunk) = (Vec::new(), [0; 1024]);
+        while !answer.ends_with(b"hello") {
+            let read = self.0.read(&mut chunk)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            answer.extend_from_slice(&chunk[..read]);
+        }
+        if answer.starts_with(b"HTTP/1.1 200 ") {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            String::from_utf8_lossy(&answer).into_owned(),
+        ))
+    }
+}

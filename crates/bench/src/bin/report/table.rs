@@ -1,0 +1,139 @@
+//! The lines that the programs print for this report, and the table that is made of them.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use crate::programs::{ALL, Said};
+
+/// `target 9 | figure | reference | ours | ratio | target | met`, as a program prints it.
+pub(crate) struct Line {
+    pub(crate) number: u32,
+    pub(crate) figure: String,
+    pub(crate) reference: String,
+    pub(crate) ours: String,
+    pub(crate) ratio: String,
+    pub(crate) target: String,
+    pub(crate) met: String,
+}
+
+impl Line {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let fields: Vec<&str> = line
+            .strip_prefix("target ")?
+            .split('|')
+            .map(str::trim)
+            .collect();
+        let [number, figure, reference, ours, ratio, target, met] = fields[..] else {
+            return None;
+        };
+        Some(Self {
+            number: number.parse().ok()?,
+            figure: figure.to_owned(),
+            reference: reference.to_owned(),
+            ours: ours.to_owned(),
+            ratio: ratio.to_owned(),
+            target: target.to_owned(),
+            met: met.to_owned(),
+        })
+    }
+}
+
+/// What stands in the table where a figure is missing.
+const FIGURES: [&str; 15] = [
+    "instructions added to a request, nothing deferred",
+    "allocations of the same, and for each task",
+    "instructions added to a request through an axum router",
+    "instructions of a ready task, burst of 64",
+    "the same, burst of 1",
+    "instructions of a task that waits once, with its timeout",
+    "instructions of the whole path",
+    "bytes of ours per queued task, future aside",
+    "server with a side effect of 5 ms: CPU per request, p50, p99",
+    "server with 200 µs of CPU on a runtime of its own: p50",
+    "a response's last byte while its task keeps the thread busy",
+    "memory in overload",
+    "100,000 waiting retries: CPU, and arming one",
+    "durable emits, 16 and 64 concurrent",
+    "added latency of a response that records one event",
+];
+
+/// The report.
+pub(crate) fn of_all(results: &[Said]) -> String {
+    let mut table = String::from(
+        "| # | figure | reference | ours | ratio | target | |\n\
+         | ---: | --- | ---: | ---: | ---: | ---: | --- |\n",
+    );
+    for (number, figure) in (1..).zip(FIGURES) {
+        let lines = results.iter().flat_map(|said| &said.lines);
+        let lines: Vec<&Line> = lines.filter(|line| line.number == number).collect();
+        for line in &lines {
+            let Line {
+                figure,
+                reference,
+                ours,
+                ratio,
+                target,
+                met,
+                ..
+            } = line;
+            let _ = writeln!(
+                table,
+                "| {number} | {figure} | {reference} | {ours} | {ratio} | {target} | {met} |"
+            );
+        }
+        if lines.is_empty() {
+            let _ = writeln!(
+                table,
+                "| {number} | {figure} | | | | | not measured: {} |",
+                why(number, results)
+            );
+        }
+    }
+    table
+}
+
+fn why(number: u32, results: &[Said]) -> String {
+    let said = results
+        .iter()
+        .find(|said| said.program.targets.contains(&number));
+    match said {
+        None => "no program does".to_owned(),
+        Some(Said {
+            failed: Some(error),
+            program,
+            ..
+        }) => format!("`{}`: {error}", program.shown()),
+        Some(said) => format!("`{}` said nothing of it", said.program.shown()),
+    }
+}
+
+/// Where and when it was made, and by which command.
+pub(crate) fn machine(quick: bool) -> String {
+    let said = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output();
+        let output = output.map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&output).trim().to_owned()
+    };
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = processor
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("a processor", |(_, name)| name);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    format!(
+        "{} cores of {processor}, {}, {}, {}; load average {load} before the start. `cargo run --release -p tower-defer-bench --bin report{}`",
+        std::thread::available_parallelism().map_or(0, usize::from),
+        said("uname", &["-sr"]),
+        said("rustc", &["--version"]),
+        said("date", &["+%Y-%m-%d"]),
+        if quick { " -- quick" } else { "" },
+    )
+}
+
+/// The command behind a target.
+pub(crate) fn command(number: u32) -> &'static str {
+    ALL.iter()
+        .find(|program| program.targets.contains(&number))
+        .map_or("", |program| program.shown())
+}
