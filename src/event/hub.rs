@@ -206,6 +206,9 @@ impl Core {
         if self.store.is_none() || self.executor().shared().is_draining() {
             return;
         }
+        // Tasks are to find room beside what is lent.
+        let capacity = self.executor().shared().admission.capacity();
+        self.window.at_most(capacity / 2);
         if self.running.swap(true, Ordering::SeqCst) {
             return;
         }

@@ -9,7 +9,7 @@ use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
 /// How many deliveries are lent, at most `limit`.
 #[derive(Debug)]
 pub(super) struct Window {
-    limit: usize,
+    limit: AtomicUsize,
     lent: AtomicUsize,
     /// Nothing is lent for a while.
     closed: AtomicBool,
@@ -31,7 +31,7 @@ struct Lent(Arc<Window>);
 impl Window {
     pub(super) fn new(limit: usize) -> Self {
         Self {
-            limit: limit.max(1),
+            limit: AtomicUsize::new(limit.max(1)),
             lent: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             freed: Notify::new(),
@@ -39,12 +39,21 @@ impl Window {
         }
     }
 
+    /// From now on no more than this many; at least 1.
+    pub(super) fn at_most(&self, limit: usize) {
+        self.limit.fetch_min(limit.max(1), Ordering::SeqCst);
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::SeqCst)
+    }
+
     pub(super) fn lent(&self) -> usize {
         self.lent.load(Ordering::SeqCst)
     }
 
     pub(super) fn free(&self) -> usize {
-        self.limit.saturating_sub(self.lent())
+        self.limit().saturating_sub(self.lent())
     }
 
     /// Lends nothing until what is returned is dropped.
@@ -63,7 +72,7 @@ impl Window {
         }
         self.lent
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |lent| {
-                (lent < self.limit).then_some(lent + 1)
+                (lent < self.limit()).then_some(lent + 1)
             })
             .ok()?;
         let lent = Lent(self.clone());

@@ -249,7 +249,9 @@ impl Room {
         for event in page {
             let key = (event.id, Arc::clone(&past.subscriber));
             let wanted = event.name == past.event_name && event.recorded_ms >= past.since_ms;
-            if wanted && !self.has(&key) {
+            let names = past.aliases.iter().chain([&past.subscriber]);
+            let mut known = names.map(|name| (event.id, Arc::clone(name)));
+            if wanted && !known.any(|key| self.has(&key)) {
                 self.unfinished.insert(key, Life::queued(now_ms, now_ms));
                 added += 1;
             }
