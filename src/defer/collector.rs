@@ -196,7 +196,7 @@ impl Collector {
     }
 
     /// The handler has answered, and somebody has registered a task or may still do so.
-    pub(crate) fn head(&self, head: impl FnOnce() -> Head) {
+    pub(crate) fn head(self: &Arc<Self>, head: impl FnOnce() -> Head) {
         let used = self.is_used();
         let head = head();
         let now = if used {
@@ -204,7 +204,7 @@ impl Collector {
         } else {
             Tick::ZERO
         };
-        self.gate.with(|_, beside| {
+        self.learn(|beside| {
             beside.known.head = Some((head, now));
             beside.elsewhere.move_to(Some(Stage::Response));
         });
@@ -221,9 +221,8 @@ impl Collector {
     }
 
     /// The response is over; it is released when the last chunk of it has left.
-    pub(crate) fn end(&self, ending: Ending) {
-        self.gate
-            .with(|_, beside| beside.known.ending = Some(ending));
+    pub(crate) fn end(self: &Arc<Self>, ending: Ending) {
+        self.learn(|beside| beside.known.ending = Some(ending));
     }
 
     /// The request is over: it registers nothing any more but through clones.

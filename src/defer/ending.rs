@@ -1,10 +1,12 @@
-//! What is known of a response so far, and the record that comes of it: plain data, and one function
-//! without clock or lock.
+//! What is known of a response so far, how that is learnt, and the record that comes of it: plain data,
+//! and one function without clock or lock.
 
 use std::time::Duration;
 
 use http::StatusCode;
 
+use super::Collector;
+use super::collector::Beside;
 use crate::clock::Tick;
 use crate::response::{End, ResponseInfo};
 use crate::sync::Arc;
@@ -78,5 +80,19 @@ impl Known {
         } else {
             at.since(self.first_at)
         }
+    }
+}
+
+impl Collector {
+    /// Takes note of how the request was answered: what was emitted before that and is not being recorded
+    /// is recorded then.
+    pub(super) fn learn(self: &Arc<Self>, learn: impl FnOnce(&mut Beside)) {
+        #[cfg(not(feature = "events"))]
+        self.gate.with(|_, beside| learn(beside));
+        #[cfg(feature = "events")]
+        self.record_at_once(self.gate.with(|_, beside| {
+            learn(beside);
+            beside.outbox.take_late()
+        }));
     }
 }

@@ -4,13 +4,15 @@
 //! Invariants:
 //! 1. An event is in the outbox, or was handed to a recording: the outbox is closed under the same lock
 //!    under which it is emptied.
-//! 2. It is emptied once: when there is a head, or when there will be none.
+//! 2. It is emptied when the handler has answered, and for good under the lock under which its head (or
+//!    that there will be none) becomes known: what a clone put in between is recorded then.
+//! 3. The conditions are asked about the handler's answer, also those of what is emitted while that
+//!    answer waits for the store.
+//! 4. No condition is asked in a drop: it is the user's code.
 
 use super::ending::Known;
 use super::{Collector, Defer};
-use crate::event::{
-    EmitError, Emitted, Holder, Hub, IntoEmit, Outgoing, Prepared, Recording, choose,
-};
+use crate::event::{EmitError, Emitted, Holder, Hub, IntoEmit, Outgoing, Prepared, Recording};
 use crate::executor::Executor;
 use crate::observe;
 use crate::response::{End, ResponseInfo};
@@ -25,7 +27,8 @@ pub(super) enum Outbox {
     Empty,
     /// Boxed: few requests emit.
     Open(Box<Waiting>),
-    Closed,
+    /// What was in it is being recorded, because of this answer.
+    Closed(Box<ResponseInfo>),
 }
 
 #[derive(Debug, Default)]
@@ -58,12 +61,33 @@ impl Outbox {
         Some(events.remove(at).1)
     }
 
-    /// From now on nothing waits here.
-    fn close(&mut self) -> Vec<Outgoing> {
-        match std::mem::replace(self, Outbox::Closed) {
-            Outbox::Open(waiting) => waiting.events.into_iter().map(|(_, event)| event).collect(),
-            Outbox::Empty | Outbox::Closed => Vec::new(),
+    /// What waits. From now on nothing else does, where anything did.
+    fn close(&mut self, info: impl FnOnce() -> ResponseInfo) -> Vec<Outgoing> {
+        if !matches!(self, Outbox::Open(_)) {
+            return Vec::new();
         }
+        match std::mem::replace(self, Outbox::Closed(Box::new(info()))) {
+            Outbox::Open(waiting) => waiting.all(),
+            Outbox::Empty | Outbox::Closed(_) => Vec::new(),
+        }
+    }
+
+    /// What waits still, when it is known how the request was answered.
+    #[inline]
+    pub(super) fn take_late(&mut self) -> Vec<Outgoing> {
+        match self {
+            Outbox::Empty => Vec::new(),
+            Outbox::Open(_) | Outbox::Closed(_) => match std::mem::take(self) {
+                Outbox::Open(waiting) => waiting.all(),
+                Outbox::Empty | Outbox::Closed(_) => Vec::new(),
+            },
+        }
+    }
+}
+
+impl Waiting {
+    fn all(self) -> Vec<Outgoing> {
+        self.events.into_iter().map(|(_, event)| event).collect()
     }
 }
 
@@ -168,13 +192,7 @@ impl Collector {
         let Some(outgoing) = outgoing else {
             return Ok(number);
         };
-        let info = match self.response() {
-            Some(info) => info.clone(),
-            None => self.gate.with(|_, beside| beside.known.so_far()),
-        };
-        if let Some(recording) = self.start_recording(vec![outgoing], &info) {
-            recording.go_on();
-        }
+        self.record_at_once(vec![outgoing]);
         Ok(None)
     }
 
@@ -186,24 +204,30 @@ impl Collector {
         if !self.is_used() {
             return None;
         }
-        let outbox = self.gate.with(|_, beside| beside.outbox.close());
+        let info = info();
+        let asked = || info.clone();
+        let outbox = self.gate.with(|_, beside| beside.outbox.close(asked));
         if outbox.is_empty() {
             return None;
         }
-        self.start_recording(outbox, &info())
+        let holder: Arc<dyn Holder> = self.clone();
+        Some(Recording::new(outbox, info, holder))
     }
 
-    fn start_recording(
-        self: &Arc<Self>,
-        outbox: Vec<Outgoing>,
-        info: &ResponseInfo,
-    ) -> Option<Recording> {
-        let batch = choose(outbox, info);
-        if batch.is_empty() {
-            return None;
+    /// Records what came when the answer was known already, or is about to be.
+    pub(super) fn record_at_once(self: &Arc<Self>, late: Vec<Outgoing>) {
+        if late.is_empty() {
+            return;
         }
+        let info = match self.response() {
+            Some(info) => info.clone(),
+            None => self.gate.with(|_, beside| match &beside.outbox {
+                Outbox::Closed(info) => (**info).clone(),
+                Outbox::Empty | Outbox::Open(_) => beside.known.so_far(),
+            }),
+        };
         let holder: Arc<dyn Holder> = self.clone();
-        Some(Recording::new(batch, Some(holder)))
+        Recording::new(late, info, holder).go_on();
     }
 }
 
@@ -240,7 +264,7 @@ impl Holder for Collector {
         if let Some(outgoing) = outgoing {
             // Asked for in so many words: its condition is not.
             let holder: Arc<dyn Holder> = self;
-            Recording::new(vec![outgoing], Some(holder)).go_on();
+            Recording::unconditional(vec![outgoing], Some(holder)).go_on();
         }
     }
 }

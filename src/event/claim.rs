@@ -65,6 +65,10 @@ impl Keeper for Claim {
         };
         self.settle(settle);
     }
+
+    fn is_gone(&self) -> bool {
+        self.core.is_over()
+    }
 }
 
 impl Drop for Claim {

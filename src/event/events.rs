@@ -198,7 +198,7 @@ impl<S> Events<S> {
                 Emitted::tasks(handles)
             }
             Ok(Prepared::Outgoing(outgoing, recorded)) => {
-                Recording::new(vec![*outgoing], None).go_on();
+                Recording::unconditional(vec![*outgoing], None).go_on();
                 Emitted::outgoing(recorded)
             }
             Err(error) => {

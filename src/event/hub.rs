@@ -220,6 +220,19 @@ impl Core {
         self.ended_for_good.load(Ordering::SeqCst)
     }
 
+    /// Nobody will run what is lent and has not started, or write down how anything ended: it goes back
+    /// to the store when that is closed. In the executor's queue it would hold the store, and so the
+    /// file, for as long as anything is queued there. Whoever is the later of the last user and the last
+    /// runtime sees here that the other is gone.
+    fn let_go_if_over(&self) {
+        if !self.is_over() || self.running.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Some(executor) = self.executor.get() {
+            executor.shared().hand_back_orphans();
+        }
+    }
+
     /// Room for one delivery in this process; `reserved`: a place in the executor to be used first.
     pub(super) fn try_room(&self, reserved: &mut Option<Place>) -> Option<Room> {
         let shared = self.executor().shared();
@@ -276,6 +289,7 @@ struct Running(Arc<Core>);
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.running.store(false, Ordering::SeqCst);
+        self.0.let_go_if_over();
     }
 }
 
@@ -327,6 +341,7 @@ impl Drop for Hub {
         self.core.ended_for_good.store(true, Ordering::SeqCst);
         self.core.over.notify_waiters();
         self.core.settles.notify_one();
+        self.core.let_go_if_over();
     }
 }
 

@@ -65,7 +65,7 @@ pub use self::subscriber::{IntoSubscriber, Subscriber};
 
 pub(crate) use self::hub::{Hub, Prepared};
 pub(crate) use self::outgoing::{Holder, Outgoing};
-pub(crate) use self::recording::{Recording, choose};
+pub(crate) use self::recording::Recording;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

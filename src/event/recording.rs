@@ -21,7 +21,7 @@ use crate::response::ResponseInfo;
 use crate::sync::Arc;
 
 /// Those whose condition holds; the others are told that it does not.
-pub(crate) fn choose(outbox: Vec<Outgoing>, info: &ResponseInfo) -> Vec<Outgoing> {
+fn choose(outbox: Vec<Outgoing>, info: &ResponseInfo) -> Vec<Outgoing> {
     let mut chosen = Vec::new();
     for outgoing in outbox {
         // The condition is the user's code.
@@ -49,8 +49,19 @@ pub(crate) struct Recording {
 type InFlight = Pin<Box<dyn Future<Output = Result<(), EmitError>> + Send>>;
 
 impl Recording {
-    /// `holder`: the request whose release its deliveries wait for.
-    pub(crate) fn new(batch: Vec<Outgoing>, holder: Option<Arc<dyn Holder>>) -> Self {
+    /// `info`: what the conditions are asked with, when this is first polled. `holder`: the request
+    /// whose release its deliveries wait for.
+    pub(crate) fn new(outbox: Vec<Outgoing>, info: ResponseInfo, holder: Arc<dyn Holder>) -> Self {
+        Self {
+            hub: outbox.first().map(|outgoing| outgoing.hub.clone()),
+            future: Some(Box::pin(async move {
+                record(choose(outbox, &info), Some(holder)).await
+            })),
+        }
+    }
+
+    /// No condition is asked.
+    pub(crate) fn unconditional(batch: Vec<Outgoing>, holder: Option<Arc<dyn Holder>>) -> Self {
         Self {
             hub: batch.first().map(|outgoing| outgoing.hub.clone()),
             future: Some(Box::pin(record(batch, holder))),
@@ -95,12 +106,12 @@ impl fmt::Debug for Recording {
     }
 }
 
-/// Records a batch; one of each hub's store, which is nearly always one.
+/// Records a batch; one of each hub's store, which is nearly always one. Where one fails, those that
+/// would come after it are not recorded either.
 async fn record(
     mut batch: Vec<Outgoing>,
     holder: Option<Arc<dyn Holder>>,
 ) -> Result<(), EmitError> {
-    let mut result = Ok(());
     while let Some(first) = batch.first() {
         let hub = first.hub.clone();
         let (one, others) = batch
@@ -108,10 +119,16 @@ async fn record(
             .partition(|outgoing| Arc::ptr_eq(&outgoing.hub, &hub));
         batch = others;
         if let Err(error) = record_one(&hub, one, holder.as_ref()).await {
-            result = Err(error);
+            if !batch.is_empty() {
+                observe::not_recorded(batch.len());
+            }
+            for outgoing in batch {
+                outgoing.answer(Err(error.clone()));
+            }
+            return Err(error);
         }
     }
-    result
+    Ok(())
 }
 
 /// A delivery that starts from memory: there is room for it.

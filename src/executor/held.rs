@@ -64,8 +64,12 @@ impl Shared {
     pub(crate) fn drop_held(&self) {
         let mut held = self.held.take_all();
         while let Some(node) = held.pop() {
+            let is_lent = node.is_lent();
             observe::panic_in_drop(node.drop_quietly());
-            self.give_back();
+            // The place of what is lent is its keeper's.
+            if !is_lent {
+                self.give_back();
+            }
         }
     }
 

@@ -272,6 +272,14 @@ impl Shared {
         observe::changed(self);
     }
 
+    /// What is queued and was lent by somebody who is gone.
+    #[cfg(feature = "events")]
+    pub(crate) fn hand_back_orphans(&self) {
+        while let Some(orphan) = self.take_queued(Node::is_orphan) {
+            self.cancel(orphan, UnfinishedState::NeverStarted);
+        }
+    }
+
     /// The worker of a task is gone before the task's end.
     pub(super) fn interrupted(&self, mut node: Node, slot: &Slot) {
         let started = slot.with(|_| ()).is_some();

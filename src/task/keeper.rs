@@ -13,6 +13,9 @@ use crate::sync::Arc;
 /// Who keeps the task. Dropped without a word, it takes the attempt for one that never began.
 pub(crate) trait Keeper: fmt::Debug + Send + Sync {
     fn ended(self: Box<Self>, end: Kept);
+
+    /// Nobody is left to be told how it ended.
+    fn is_gone(&self) -> bool;
 }
 
 /// How the attempt ended.

@@ -143,6 +143,14 @@ impl Node {
             .is_some_and(|settings| settings.lent.is_some())
     }
 
+    /// Its keeper is gone.
+    #[cfg(feature = "events")]
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.settings()
+            .and_then(|settings| settings.lent.as_ref())
+            .is_some_and(|lent| lent.keeper.is_gone())
+    }
+
     /// Its keeper, where it has one.
     pub(crate) fn take_lent(&mut self) -> Option<Lent> {
         self.header_mut()

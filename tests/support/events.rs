@@ -62,7 +62,7 @@ pub(crate) enum Act {
 }
 
 /// A line of the book.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) subscriber: String,
     pub(crate) id: i64,
@@ -122,6 +122,15 @@ impl Book {
     /// Writes a run down; what the subscriber does then is its own affair.
     pub(crate) fn note(&self, id: i64, delivery: &DeliveryContext) {
         drop(self.write(id, delivery));
+    }
+
+    /// The same, of a subscriber that is told nothing of its delivery.
+    pub(crate) fn heard(&self, subscriber: &str, id: i64) {
+        lock(&self.0.runs).push(Run {
+            subscriber: subscriber.to_owned(),
+            id,
+            ..Run::default()
+        });
     }
 
     fn write(&self, id: i64, delivery: &DeliveryContext) -> Act {

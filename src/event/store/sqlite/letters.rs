@@ -134,8 +134,16 @@ fn text(row: &rusqlite::Row<'_>, at: usize) -> String {
 
 /// The rows that can be read; one that cannot does not hide the others.
 fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Result<Vec<T>> {
-    let mut found = Vec::new();
+    Ok(count_readable(rows)?.0)
+}
+
+/// The same, and how many rows there were in all.
+fn count_readable<T>(
+    rows: impl Iterator<Item = rusqlite::Result<T>>,
+) -> rusqlite::Result<(Vec<T>, usize)> {
+    let (mut found, mut seen) = (Vec::new(), 0);
     for row in rows {
+        seen += 1;
         match row {
             Err(error) if error.sqlite_error_code().is_none() => {
                 tracing::error!(
@@ -146,7 +154,7 @@ fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Res
             row => found.push(row?),
         }
     }
-    Ok(found)
+    Ok((found, seen))
 }
 
 pub(super) fn group(conn: &Connection, filter: &Filter, limit: usize) -> Result<Vec<Group>, Fault> {
@@ -178,7 +186,7 @@ pub(super) fn group(conn: &Connection, filter: &Filter, limit: usize) -> Result<
 }
 
 /// Takes a page of dead letters or parked deliveries to work on: `from` has `{}` where the filter's
-/// conditions belong.
+/// conditions belong. What cannot be read stays where it is.
 fn page<'a>(
     conn: &Connection,
     from: &str,
@@ -191,16 +199,25 @@ fn page<'a>(
     let mut statement = conn.prepare_cached(&format!(
         "SELECT {LIFE}, d.event, d.subscriber FROM {from} LIMIT :limit"
     ))?;
-    let limit = at_most(limit);
-    let mut values: Vec<(&str, &dyn ToSql)> = matches.values(more);
-    values.push((":limit", &limit));
-    let rows = statement.query_map(&*values, |row| {
-        Ok((
-            (row.get(AFTER_LIFE)?, row.get(AFTER_LIFE + 1)?),
-            row::life(row, 0)?,
-        ))
-    })?;
-    Ok(readable(rows)?)
+    let mut asked = limit;
+    loop {
+        let at_most = at_most(asked);
+        let mut values: Vec<(&str, &dyn ToSql)> = Matches::new(filter).values(more);
+        values.push((":limit", &at_most));
+        let rows = statement.query_map(&*values, |row| {
+            Ok((
+                (row.get(AFTER_LIFE)?, row.get(AFTER_LIFE + 1)?),
+                row::life(row, 0)?,
+            ))
+        })?;
+        let (mut found, seen) = count_readable(rows)?;
+        // Less than was asked for means that there is no more: rows that cannot be read must not say so.
+        if found.len() >= limit || seen < asked {
+            found.truncate(limit);
+            return Ok(found);
+        }
+        asked = asked.saturating_mul(2);
+    }
 }
 
 pub(super) fn replay(desk: &mut Desk, replay: &Replay, now_ms: i64) -> Result<u64, Fault> {
