@@ -180,7 +180,8 @@ async fn record_one(
     core.trouble.over("append");
     observe::recorded(batch.len());
     for ((receipt, outgoing), lent) in receipts.into_iter().zip(batch).zip(lendings) {
-        if let (true, Some(holder)) = (waits, holder) {
+        // A duplicate's deliveries are the first one's, and wait for that request.
+        if let (true, Some(holder)) = (waits && !receipt.duplicate, holder) {
             core.unreleased.lock().add(receipt.event, holder);
         }
         let Outgoing { event, answer, .. } = outgoing;
