@@ -112,7 +112,7 @@ impl Core {
         }
     }
 
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.is_over() || self.executor().shared().is_draining()
     }
 
