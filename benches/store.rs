@@ -301,16 +301,26 @@ fn deliveries(runtime: &Runtime, options: &Options) {
         (5, 1_000_000)
     };
     println!("\nclaim + no-op + durable settle, median of {rounds} rounds of 20,000");
-    println!("stored unfinished | batches of 10, /s | of 100, /s");
+    println!("stored unfinished | batches of 10, /s | of 100, /s | each delivery, of both");
     for stored in [20_000, large] {
         let path = options.dir.join(format!("deliveries-{stored}"));
         let store = Sqlite::open(&path).expect("open");
         runtime.block_on(fill(&store, stored));
-        let figures = [10, 100].map(|batch| {
-            let rates = (0..rounds).map(|_| runtime.block_on(run(&store, batch, 20_000)));
-            median(rates.collect())
-        });
-        println!("{stored:17} | {:17.0} | {:10.0}", figures[0], figures[1]);
+        let mut spent = [Spent::default(); 2];
+        let mut rates = [Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            for (i, batch) in [10, 100].into_iter().enumerate() {
+                let before = Spent::now();
+                rates[i].push(runtime.block_on(run(&store, batch, 20_000)));
+                spent[i].add(&before, 20_000.0);
+                runtime.block_on(fill(&store, 20_000));
+            }
+        }
+        let [tens, hundreds] = rates.map(median);
+        println!(
+            "{stored:17} | {tens:17.0} | {hundreds:10.0} | {} | {}",
+            spent[0], spent[1]
+        );
         if stored == large {
             let mut running = 0;
             for more in [1_024, 65_536] {
@@ -333,7 +343,7 @@ async fn fill(store: &Sqlite, count: usize) {
     }
 }
 
-/// Delivers `count`, and puts as many new ones in their place outside of the measured time.
+/// Delivers `count`.
 async fn run(store: &Sqlite, batch: usize, count: usize) -> f64 {
     let start = now();
     let mut ended = Vec::new();
@@ -349,9 +359,7 @@ async fn run(store: &Sqlite, batch: usize, count: usize) -> f64 {
         ended.extend(claimed.into_iter().map(|c| (c.token, Settle::Complete)));
     }
     store.settle(ended, EPOCH_MS).await.expect("settle");
-    let rate = f64::from(u32::try_from(count).expect("a count")) / start.elapsed().as_secs_f64();
-    fill(store, count).await;
-    rate
+    f64::from(u32::try_from(count).expect("a count")) / start.elapsed().as_secs_f64()
 }
 
 /// Opens the image that a killed process would leave, until the first claim is in hand.

@@ -549,6 +549,30 @@ fn a_full_executor_delays_deliveries_and_the_courier_waits_for_room() {
 }
 
 #[test]
+fn the_courier_takes_no_room_while_nothing_is_due() {
+    once(|_| async move {
+        let book = Book::new();
+        let executor = Executor::builder().capacity(1).build();
+        let (tap, gate) = (Tap::new(Memory::new()), Gate::new());
+        // A claim would keep the only place for as long as it likes.
+        tap.hold_claims(&gate);
+        let events = events(&book, &["mail"])
+            .store(tap.clone())
+            .executor(&executor);
+        events.start();
+        for _ in 0..100 {
+            events.appended();
+            tokio::task::yield_now().await;
+            let task = executor.try_submit(Task::once(async {}));
+            task.expect("there is room for a task");
+            soon("idle", executor.idle()).await;
+        }
+        assert_eq!(tap.claims(), 0);
+        gate.open();
+    });
+}
+
+#[test]
 fn the_file_says_what_happened_in_words() {
     once(|setting| async move {
         let file = File::new("words");

@@ -39,7 +39,7 @@ async fn captured_deliveries_run_when_they_are_told_to() {
     defer.assert_deferred("books");
     assert_eq!(book.runs().len(), 0);
     assert_eq!(events.counts().await.expect("counts").running, 2);
-    soon("run", defer.run_captured()).await;
+    drop(soon("run", defer.run_captured()).await);
     assert_eq!((book.count("mail"), book.count("books")), (1, 1));
     soon("idle", defer.executor().idle()).await;
     assert_eq!(events.counts().await.expect("counts").finished, 2);

@@ -66,7 +66,42 @@ async fn the_users_transaction_carries_the_event() {
             store.claim(10, 1).await.unwrap().len(),
             usize::from(commits)
         );
+        // The counters are the transaction's too.
+        let counts = store.counts().await.unwrap();
+        assert_eq!(
+            (counts.events, counts.running),
+            match commits {
+                true => (1, 1),
+                false => (0, 0),
+            }
+        );
     }
+}
+
+/// Nothing stops under load for the log to be moved, and still it does not grow for ever.
+#[tokio::test]
+async fn the_log_is_moved_while_it_is_written() {
+    let scratch = Scratch::new("log");
+    let path = scratch.path("events.db");
+    let store = Sqlite::open(&path).unwrap();
+    let mut longest = 0;
+    for i in 0..480 {
+        let mut event = event("big", "mail", i);
+        event.payload = "x".repeat(250_000);
+        store.append(vec![event], i).await.unwrap();
+        longest = longest.max(scratch.path("events.db-wal").metadata().unwrap().len());
+    }
+    // 120 MB went through it. At 64 MB beyond the first 16 the writer moves it itself.
+    assert!(longest < 90_000_000, "{longest} bytes of log");
+    assert!(path.metadata().unwrap().len() > 20_000_000);
+    store.close().await.unwrap();
+    assert_eq!(
+        scratch
+            .path("events.db-wal")
+            .metadata()
+            .map_or(0, |m| m.len()),
+        0
+    );
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use super::Scope;
 use super::elsewhere::{Elsewhere, Stage};
 use super::ending::{Ending, Head, Known};
 use super::gate::{Gate, Refused};
+use super::seen::Seen;
 use super::sweep::Progress;
 use crate::clock::Tick;
 use crate::executor::{Cancel, Executor, Place, RejectReason, Shared, TaskHandle, UnfinishedState};
@@ -24,20 +25,22 @@ use crate::sync::{Arc, AtomicBool, OnceLock, Ordering};
 use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 
 pub(crate) struct Collector {
-    pub(super) scope: Arc<Scope>,
+    /// None in the pool.
+    pub(super) scope: Option<Arc<Scope>>,
     pub(super) gate: Gate<Node, Beside>,
     /// What a user asked to see of the response: few do, and who sets it looks under the gate's lock.
-    response: OnceLock<Arc<Origin>>,
+    pub(super) response: OnceLock<Arc<Origin>>,
     /// An inner layer with an executor of its own has seen the request.
-    joined: AtomicBool,
+    pub(super) joined: AtomicBool,
     /// The handler has answered, and the response counts as open.
-    answered: AtomicBool,
+    pub(super) answered: AtomicBool,
     /// The request is over.
-    closed: AtomicBool,
-    progress: Progress,
+    pub(super) closed: AtomicBool,
+    pub(super) progress: Progress,
+    pub(super) seen: Seen,
     /// How many tasks the request may register, where that is not the scope's.
     #[cfg(feature = "test-util")]
-    limit: OnceLock<usize>,
+    pub(super) limit: OnceLock<usize>,
 }
 
 /// Kept under the gate's lock.
@@ -54,27 +57,19 @@ pub(super) struct Beside {
 }
 
 impl Collector {
-    pub(crate) fn open(scope: Arc<Scope>) -> Arc<Self> {
-        scope.executor.shared().request_opened();
-        Arc::new(Self {
-            scope,
-            gate: Gate::new(),
-            response: OnceLock::new(),
-            joined: AtomicBool::new(false),
-            answered: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-            progress: Progress::new(),
-            #[cfg(feature = "test-util")]
-            limit: OnceLock::new(),
-        })
-    }
-
     pub(crate) fn scope(&self) -> &Arc<Scope> {
-        &self.scope
+        match &self.scope {
+            Some(scope) => scope,
+            None => unreachable!("a collector has its scope while a request has it"),
+        }
     }
 
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    pub(super) fn seen(&self) -> &Seen {
+        &self.seen
     }
 
     pub(super) fn holders(&self) -> usize {
@@ -88,7 +83,7 @@ impl Collector {
 
     /// Whether the request has registered all that it may. A hint: registering decides.
     pub(super) fn is_at_limit(&self) -> bool {
-        self.gate.pushed() >= self.scope.max_tasks && self.origin().is_none()
+        self.gate.pushed() >= self.scope().max_tasks && self.origin().is_none()
     }
 
     /// Nothing is registered, and no other executor counts the request.
@@ -100,7 +95,7 @@ impl Collector {
     pub(crate) fn join(&self, executor: &Executor) {
         #[cfg(feature = "test-util")]
         self.listen(executor);
-        if Arc::ptr_eq(executor.shared(), self.scope.executor.shared()) {
+        if Arc::ptr_eq(executor.shared(), self.scope().executor.shared()) {
             return;
         }
         // Both ways sequentially consistent: who closes sees that somebody joins, or who joins sees that
@@ -123,16 +118,16 @@ impl Collector {
         let shared = executor.shared();
         let id = node.identify();
         observe::registered(&node);
-        let here = Arc::ptr_eq(shared, self.scope.executor.shared());
+        let here = Arc::ptr_eq(shared, self.scope().executor.shared());
         #[cfg(not(feature = "test-util"))]
-        let limit = self.scope.max_tasks;
+        let limit = self.scope().max_tasks;
         #[cfg(feature = "test-util")]
-        let limit = self.limit.get().copied().unwrap_or(self.scope.max_tasks);
+        let limit = self.limit.get().copied().unwrap_or(self.scope().max_tasks);
         #[cfg(feature = "test-util")]
         self.listen(executor);
         if !here {
             // So that its drain finds what this request holds for it.
-            self.scope.attach_to(shared);
+            self.scope().attach_to(shared);
         }
         let mut start_sweep = false;
         let mut follows = observe::current_span();
@@ -154,7 +149,7 @@ impl Collector {
             },
         );
         if start_sweep {
-            self.scope.sweep.start(self.scope.executor.shared());
+            self.scope().sweep.start(self.scope().executor.shared());
         }
         match pushed {
             Ok(()) => Ok(TaskHandle::accepted(id, self.clone())),
@@ -176,11 +171,11 @@ impl Collector {
         beside: &mut Beside,
         follows: Option<Follows>,
     ) -> bool {
-        let shared = self.scope.executor.shared();
+        let shared = self.scope().executor.shared();
         shared.remember_runtime();
         beside.known.first_at = shared.clock.now();
         beside.follows = follows;
-        let (place, start) = self.scope.sweep.add(self.clone());
+        let (place, start) = self.scope().sweep.add(self.clone());
         beside.place_in_sweep = Some(place);
         start
     }
@@ -200,7 +195,7 @@ impl Collector {
         let used = self.is_used();
         let head = head();
         let now = if used {
-            self.scope.executor.shared().clock.now()
+            self.scope().executor.shared().clock.now()
         } else {
             Tick::ZERO
         };
@@ -210,8 +205,8 @@ impl Collector {
         });
         // Relaxed: read by the one who ends the same response.
         self.answered.store(true, Ordering::Relaxed);
-        self.scope.executor.shared().request_answered(true);
-        self.progress.begin(self.scope.sweep.now());
+        self.scope().executor.shared().request_answered(true);
+        self.progress.begin(self.scope().sweep.now());
     }
 
     /// The trailers are in the server's hands, with the status of a gRPC call.
@@ -231,7 +226,7 @@ impl Collector {
         if self.joined.load(Ordering::SeqCst) {
             self.gate.with(|_, beside| beside.elsewhere.move_to(None));
         }
-        let shared = self.scope.executor.shared();
+        let shared = self.scope().executor.shared();
         if self.answered.load(Ordering::Relaxed) {
             shared.response_closed();
         } else {
@@ -253,12 +248,12 @@ impl Collector {
 
     /// Releases by force what is registered so far.
     pub(crate) fn force(self: &Arc<Self>) -> usize {
-        self.release(true, Shared::enqueue)
+        self.release(true)
     }
 
     /// Whether this is the executor of the request's outermost layer.
     pub(super) fn is_of(&self, executor: &Shared) -> bool {
-        std::ptr::eq(&**self.scope.executor.shared(), executor)
+        std::ptr::eq(&**self.scope().executor.shared(), executor)
     }
 
     /// Gives up what is registered for an executor whose drain has come to its deadline, before the
@@ -283,7 +278,7 @@ impl Collector {
     /// The test kit hears of this executor's tasks from now on.
     #[cfg(feature = "test-util")]
     fn listen(&self, executor: &Executor) {
-        if let Some(test) = &self.scope.test {
+        if let Some(test) = &self.scope().test {
             test.attach(executor);
         }
     }
@@ -292,7 +287,7 @@ impl Collector {
     #[cfg(feature = "test-util")]
     pub(crate) fn release_as(self: &Arc<Self>, ending: Ending) {
         self.end(ending);
-        self.release(false, Shared::enqueue);
+        self.release(false);
     }
 
     /// One more holder.
@@ -303,17 +298,13 @@ impl Collector {
     /// One holder less; the last one releases.
     pub(super) fn let_go(self: &Arc<Self>) {
         if self.gate.let_go() {
-            self.release(false, Shared::enqueue);
+            self.release(false);
         }
     }
 
     /// Returns how many tasks were released.
-    fn release(
-        self: &Arc<Self>,
-        forced: bool,
-        hand_over: impl Fn(&Arc<Shared>, Fifo<Node>, &Arc<Origin>, Tick),
-    ) -> usize {
-        let clock = &self.scope.executor.shared().clock;
+    fn release(self: &Arc<Self>, forced: bool) -> usize {
+        let clock = &self.scope().executor.shared().clock;
         let used = self.is_used();
         let now = if used { clock.now() } else { Tick::ZERO };
         let opened = self.gate.open(|beside| {
@@ -333,25 +324,26 @@ impl Collector {
             return 0;
         };
         if let Some(place) = place {
-            self.scope.sweep.remove(place);
+            self.scope().sweep.remove(place);
         }
-        let count = tasks.len() + elsewhere.iter().map(|(_, t)| t.len()).sum::<usize>();
-        if count == 0 {
-            return 0;
-        }
-        let shared = self.scope.executor.shared();
+        let mut count = tasks.len();
+        let shared = self.scope().executor.shared();
         if !tasks.is_empty() {
             // The hint above may have missed what another thread pushed.
             let now = if used { now } else { clock.now() };
-            hand_over(shared, tasks, &origin, now);
+            shared.enqueue(tasks, &origin, now);
         }
-        for (executor, tasks) in elsewhere {
+        for (executor, tasks) in elsewhere.into_iter().flatten() {
+            count += tasks.len();
             // Its clock is another one.
             let shared = executor.shared();
-            hand_over(shared, tasks, &origin, shared.clock.now());
+            shared.enqueue(tasks, &origin, shared.clock.now());
+        }
+        if count == 0 {
+            return 0;
         }
         // Last: a subscriber that panics takes nothing with it.
-        observe::released(self.scope.executor.shared(), count, origin.response.end);
+        observe::released(self.scope().executor.shared(), count, origin.response.end);
         count
     }
 }
@@ -371,7 +363,7 @@ impl Cancel for Collector {
         let found = self.gate.with(|tasks, beside| {
             let is_it = |node: &Node| node.id() == id;
             if let Some(node) = tasks.remove(is_it) {
-                return Some((self.scope.executor.clone(), node));
+                return Some((self.scope().executor.clone(), node));
             }
             beside.elsewhere.remove(is_it)
         });

@@ -57,17 +57,15 @@ impl Elsewhere {
 
     /// All tasks. After a release by force the request itself goes on, and those that wait for its end
     /// are told by [`move_to`](Self::move_to).
-    pub(super) fn take(&mut self) -> Vec<(Executor, Fifo<Node>)> {
+    pub(super) fn take(&mut self) -> Option<Vec<(Executor, Fifo<Node>)>> {
         let take = |other: &mut Other| {
             let tasks = std::mem::replace(&mut other.tasks, Fifo::new());
             (other.executor.clone(), tasks)
         };
-        let Some(others) = &mut self.0 else {
-            return Vec::new();
-        };
+        let others = self.0.as_mut()?;
         let taken = others.0.iter_mut().map(take).collect();
         others.0.retain(|other| other.joined.is_some());
-        taken
+        Some(taken)
     }
 
     /// The tasks for one of them, which can wait no longer.

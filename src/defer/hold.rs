@@ -4,47 +4,84 @@
 use std::fmt;
 
 use super::Collector;
+use super::seen::Seen;
+use crate::response::BodySeen;
 use crate::sync::Arc;
 
 /// While there is one, nothing is released but by force.
-pub(crate) struct Hold(Arc<Collector>);
+pub(crate) struct Hold(Option<Arc<Collector>>);
 
 impl Hold {
     /// The first one, which a new collector counts already.
     pub(crate) fn first(collector: Arc<Collector>) -> Self {
-        Self(collector)
+        Self(Some(collector))
     }
 
     pub(crate) fn another(&self) -> Self {
-        self.0.hold();
-        Self(self.0.clone())
+        let collector = self.collector();
+        collector.hold();
+        Self(Some(collector.clone()))
     }
 
+    #[inline]
     pub(crate) fn collector(&self) -> &Arc<Collector> {
-        &self.0
+        match &self.0 {
+            Some(collector) => collector,
+            None => unreachable!("only its end takes it"),
+        }
     }
 
     /// A sign of life: the body was asked for a frame, and said whether there is one.
     pub(crate) fn asked(&self, idle: bool) {
-        self.0.progress().asked(self.0.scope().sweep.now(), idle);
+        let collector = self.collector();
+        collector
+            .progress()
+            .asked(collector.scope().sweep.now(), idle);
     }
 
     /// A sign of life: a chunk has left.
     pub(crate) fn taken(&self) {
-        self.0.progress().taken(self.0.scope().sweep.now());
+        let collector = self.collector();
+        collector.progress().taken(collector.scope().sweep.now());
     }
 
-    pub(crate) fn count_bytes(&self, bytes: u64) {
-        self.0.progress().count(bytes);
+    /// So many bytes more; returns how many in all.
+    pub(crate) fn count_bytes(&self, bytes: usize) -> u64 {
+        self.collector().progress().count(bytes as u64)
+    }
+
+    /// What is seen of the body.
+    pub(crate) fn seen(&self) -> &Seen {
+        self.collector().seen()
+    }
+
+    pub(crate) fn seen_so_far(&self) -> BodySeen {
+        let collector = self.collector();
+        collector.seen().so_far(collector.progress().bytes())
     }
 }
 
 impl Hold {
-    /// Nobody else holds it, so nothing is or will be registered, and nobody will ask for the response.
+    /// There is an answer. None, and the request is over, if that is of no concern: nobody else holds the
+    /// collector, so nothing is or will be registered, and nobody will ask for the response.
+    #[inline]
+    pub(crate) fn answered(mut self) -> Option<Self> {
+        if !self.is_of_no_concern() {
+            return Some(self);
+        }
+        if let Some(collector) = self.0.take() {
+            Collector::reuse(collector);
+        }
+        None
+    }
+
     /// Being the only one is asked first, and orders what another thread registered before it let go.
     #[inline]
-    pub(crate) fn is_of_no_concern(&mut self) -> bool {
-        Arc::get_mut(&mut self.0).is_some_and(|collector| collector.is_untouched())
+    fn is_of_no_concern(&mut self) -> bool {
+        self.0
+            .as_mut()
+            .and_then(Arc::get_mut)
+            .is_some_and(|collector| collector.is_untouched())
     }
 }
 
@@ -55,7 +92,10 @@ impl Drop for Hold {
         if self.is_of_no_concern() {
             return;
         }
-        self.0.let_go();
+        if let Some(collector) = self.0.take() {
+            collector.let_go();
+            Collector::reuse_if_last(collector);
+        }
     }
 }
 

@@ -13,8 +13,10 @@ mod missing;
 mod models;
 #[cfg(feature = "events")]
 mod outbox;
+mod pool;
 mod registration;
 mod scope;
+mod seen;
 mod sweep;
 
 pub(crate) use collector::Collector;
@@ -26,3 +28,4 @@ pub use missing::{MissingLayer, RequestExt};
 pub(crate) use outbox::head_only;
 pub use registration::{DeferPermit, DeferReserve};
 pub(crate) use scope::Scope;
+pub(crate) use seen::Mark;

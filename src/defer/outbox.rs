@@ -234,9 +234,9 @@ impl Collector {
 impl Holder for Collector {
     fn hold(self: Arc<Self>, executor: &Executor, delivery: Node) {
         let shared = executor.shared();
-        let here = Arc::ptr_eq(shared, self.scope.executor.shared());
+        let here = Arc::ptr_eq(shared, self.scope().executor.shared());
         if !here {
-            self.scope.attach_to(shared);
+            self.scope().attach_to(shared);
         }
         let mut start_sweep = false;
         let pushed = self
@@ -252,7 +252,7 @@ impl Holder for Collector {
                 }
             });
         if start_sweep {
-            self.scope.sweep.start(self.scope.executor.shared());
+            self.scope().sweep.start(self.scope().executor.shared());
         }
         if let Err((node, _)) = pushed {
             shared.enqueue_one(node, self.origin());

@@ -57,8 +57,11 @@ impl Progress {
         self.at.store(now, Ordering::Relaxed);
     }
 
-    pub(super) fn count(&self, bytes: u64) {
+    /// The body, which has one owner, is the only one that counts.
+    pub(super) fn count(&self, more: u64) -> u64 {
+        let bytes = self.bytes().saturating_add(more);
         self.bytes.store(bytes, Ordering::Relaxed);
+        bytes
     }
 
     pub(super) fn bytes(&self) -> u64 {

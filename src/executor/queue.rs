@@ -150,7 +150,12 @@ impl<T: Link> Queue<T> {
             };
         }
         let fair = worker.in_a_row < FAIR;
-        let next = match fair.then(|| state.due.pop()).flatten() {
+        let due = if fair && !state.due.is_empty() {
+            state.due.pop()
+        } else {
+            None
+        };
+        let next = match due {
             Some(item) => Some(item),
             None if state.ready.is_empty() && state.due.is_empty() => None,
             None if !fair || (state.taken >= worker.seen && state.taken < state.released) => {
@@ -280,6 +285,11 @@ impl<T: Link> Queue<T> {
         if state.searching.is_some() || (state.ready.is_empty() && state.due.is_empty()) {
             return Wake::Nobody;
         }
+        self.pick_one(state)
+    }
+
+    #[cold]
+    fn pick_one(&self, state: &mut State<T>) -> Wake {
         if let Some(parked) = state.idle.pop() {
             state.searching = Some(parked.worker);
             return Wake::Unpark(parked.waker);

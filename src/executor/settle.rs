@@ -72,7 +72,7 @@ impl Shared {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn completed(&self, mut node: Node) {
         observe::completed(self, &node);
         let lent = node.take_lent();

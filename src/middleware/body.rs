@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
 use super::future::grpc_status;
-use crate::defer::{Ending, Hold};
+use crate::defer::{Ending, Hold, Mark};
 use crate::error::bounded_text;
 use crate::response::{BodySeen, classify};
 use crate::sync::Arc;
@@ -35,20 +35,21 @@ pub struct DeferBody<B> {
     watch: Option<Watch>,
 }
 
-/// What is seen of a body. Its drop says how it ended.
+/// Sees to a body. Its drop says how it ended. Two words, because a body is moved about often: what is seen
+/// is in the collector.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// What the server has not asked for yet of a chunk that was too large for one piece. Before `hold`:
-    /// the tasks are released when all of it is gone.
-    rest: Bytes,
+    /// Before `hold`: the tasks are released when all of the rest is gone.
+    rare: Option<Box<Rare>>,
     hold: Hold,
-    seen: BodySeen,
+}
+
+/// What few bodies have.
+#[derive(Debug, Default)]
+struct Rare {
+    /// What the server has not asked for yet of a chunk that was too large for one piece.
+    rest: Bytes,
     error: Option<Arc<str>>,
-    /// We are within the inner body: dropped now, it has panicked.
-    entered: bool,
-    /// The answer was not given: the head says so, and the inner body is not asked.
-    #[cfg(feature = "events")]
-    refused: bool,
 }
 
 /// The largest piece that is guarded as one. A server lets go of a piece when all of it is written, and
@@ -63,7 +64,10 @@ impl<B> DeferBody<B> {
 
     fn is_refused(&self) -> bool {
         #[cfg(feature = "events")]
-        let refused = self.watch.as_ref().is_some_and(|watch| watch.refused);
+        let refused = self
+            .watch
+            .as_ref()
+            .is_some_and(|watch| watch.hold.seen().has(Mark::REFUSED));
         #[cfg(not(feature = "events"))]
         let refused = false;
         refused
@@ -71,9 +75,7 @@ impl<B> DeferBody<B> {
 
     /// What the server has not asked for yet of a chunk that was cut.
     fn rest(&self) -> u64 {
-        self.watch
-            .as_ref()
-            .map_or(0, |watch| watch.rest.len() as u64)
+        self.watch.as_ref().map_or(0, Watch::rest)
     }
 }
 
@@ -94,23 +96,25 @@ where
             return this.inner.poll_frame(cx);
         };
         #[cfg(feature = "events")]
-        if watch.refused {
+        if watch.hold.seen().has(Mark::REFUSED) {
             return Poll::Ready(None);
         }
         if let Some(piece) = watch.next_piece() {
-            watch.seen.ended |= watch.rest.is_empty() && this.inner.is_end_stream();
+            if watch.rest() == 0 && this.inner.is_end_stream() {
+                watch.hold.seen().mark(Mark::ENDED);
+            }
             return Poll::Ready(Some(Ok(piece)));
         }
-        watch.entered = true;
+        watch.hold.seen().mark(Mark::ENTERED);
         let polled = this.inner.as_mut().poll_frame(cx);
         let is_last = matches!(polled, Poll::Ready(Some(Ok(_)))) && this.inner.is_end_stream();
-        watch.entered = false;
+        watch.hold.seen().unmark(Mark::ENTERED);
         // Also before the first registration: it may come while the body waits for its next frame.
         watch.hold.asked(polled.is_pending());
         match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
-                watch.seen.ended = true;
+                watch.hold.seen().mark(Mark::ENDED);
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
@@ -119,7 +123,9 @@ where
             }
             Poll::Ready(Some(Ok(frame))) => {
                 let frame = watch.frame(frame);
-                watch.seen.ended |= watch.rest.is_empty() && is_last;
+                if is_last && watch.rest() == 0 {
+                    watch.hold.seen().mark(Mark::ENDED);
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
         }
@@ -151,42 +157,43 @@ where
 
 impl Watch {
     pub(super) fn new(hold: Hold, seen: BodySeen) -> Self {
-        Self {
-            hold,
-            seen,
-            error: None,
-            entered: false,
-            rest: Bytes::new(),
-            #[cfg(feature = "events")]
-            refused: false,
-        }
+        hold.seen().begin(seen);
+        Self { rare: None, hold }
+    }
+
+    fn rest(&self) -> u64 {
+        self.rare.as_ref().map_or(0, |rare| rare.rest.len() as u64)
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     /// Of an answer that was not given: its body is empty.
     #[cfg(feature = "events")]
-    pub(super) fn refused(mut self) -> Self {
-        self.refused = true;
-        self.seen.bodiless = true;
+    pub(super) fn refused(self) -> Self {
+        self.hold.seen().mark(Mark::REFUSED);
+        self.hold.seen().mark(Mark::BODILESS);
         self
     }
 
     /// The next piece of a chunk that was cut.
     fn next_piece(&mut self) -> Option<Frame<Bytes>> {
-        if self.rest.is_empty() {
+        let rest = &mut self.rare.as_mut()?.rest;
+        if rest.is_empty() {
             return None;
         }
+        let rest = std::mem::take(rest);
         self.hold.asked(false);
-        let rest = std::mem::take(&mut self.rest);
         Some(Frame::data(self.chunk(rest)))
     }
 
     /// A chunk on its way to the server: counted, cut where it is too large, guarded.
     fn chunk(&mut self, mut chunk: Bytes) -> Bytes {
         if chunk.len() > PIECE && self.hold.collector().is_used() {
-            self.rest = chunk.split_off(PIECE);
+            self.rare().rest = chunk.split_off(PIECE);
         }
-        self.seen.yielded += chunk.len() as u64;
-        self.hold.count_bytes(self.seen.yielded);
+        self.hold.count_bytes(chunk.len());
         self.guard(chunk)
     }
 
@@ -196,7 +203,7 @@ impl Watch {
             Err(frame) => frame,
         };
         if let Some(trailers) = frame.trailers_ref() {
-            self.seen.ended = true;
+            self.hold.seen().mark(Mark::ENDED);
             if let Some(status) = grpc_status(trailers) {
                 self.hold.collector().trailers(status);
             }
@@ -216,25 +223,26 @@ impl Watch {
     }
 
     fn failed<E: fmt::Display>(&mut self, error: &E) {
-        self.seen.failed = true;
+        self.hold.seen().mark(Mark::FAILED);
         // The one place on the response's path that runs code of the user's, because the error goes to
         // the server and its text would be lost; bounded, and a panic in it is caught.
-        self.error = Some(bounded_text(|out| write!(out, "{error}")).into());
+        self.rare().error = Some(bounded_text(|out| write!(out, "{error}")).into());
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if self.entered {
-            self.seen.failed = true;
-            self.error = Some("the body panicked".into());
+        if self.hold.seen().has(Mark::ENTERED) {
+            self.hold.seen().mark(Mark::FAILED);
+            self.rare().error = Some("the body panicked".into());
         }
         self.hold.asked(false);
+        let seen = self.hold.seen_so_far();
         let collector = self.hold.collector();
         collector.end(Ending {
-            end: classify(self.seen),
-            bytes: self.seen.yielded,
-            body_error: self.error.take(),
+            end: classify(seen),
+            bytes: seen.yielded,
+            body_error: self.rare.as_mut().and_then(|rare| rare.error.take()),
         });
         collector.close();
     }

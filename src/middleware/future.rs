@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use pin_project::pin_project;
 
@@ -35,15 +35,15 @@ use crate::sync::Arc;
 pub struct DeferFuture<F: Future> {
     /// None once it has answered: it is dropped before anything is released.
     #[pin]
-    inner: Option<F>,
+    pub(super) inner: Option<F>,
     /// The answer, while the events of its request are being recorded.
     #[cfg(feature = "events")]
-    recording: Option<Box<recorded::Waiting<F::Output>>>,
+    pub(super) recording: Option<Box<recorded::Waiting<F::Output>>>,
     /// None in an inner layer. After `inner`, so that it is dropped after it.
-    unanswered: Option<Unanswered>,
+    pub(super) unanswered: Option<Unanswered>,
     /// The test kit's inline mode: the tasks end before the answer is given.
     #[cfg(feature = "test-util")]
-    inline: Option<inline::Inline<F::Output>>,
+    pub(super) inline: Option<inline::Inline<F::Output>>,
 }
 
 /// A request without an answer. Dropped as it is, it says why there will be none.
@@ -65,17 +65,6 @@ struct Asked {
 }
 
 impl<F: Future> DeferFuture<F> {
-    pub(super) fn new(inner: F, unanswered: Unanswered) -> Self {
-        Self {
-            inner: Some(inner),
-            #[cfg(feature = "events")]
-            recording: None,
-            unanswered: Some(unanswered),
-            #[cfg(feature = "test-util")]
-            inline: None,
-        }
-    }
-
     pub(super) fn inner(inner: F) -> Self {
         Self {
             inner: Some(inner),
@@ -216,17 +205,14 @@ impl Unanswered {
     }
 
     /// The inner service has come back.
-    pub(super) fn left(&mut self) {
+    pub(super) fn left(mut self) -> Self {
         self.entered = false;
+        self
     }
 
     /// There is a head. Returns what to watch its body with, if anyone cares.
     fn answer<B: Body>(mut self, response: &Response<B>) -> Option<Watch> {
-        let mut hold = self.hold.take()?;
-        if hold.is_of_no_concern() {
-            hold.collector().close();
-            return None;
-        }
+        let hold = self.hold.take()?.answered()?;
         let hint = response.body().size_hint();
         let status = response.status();
         let seen = BodySeen {
@@ -309,6 +295,9 @@ impl Drop for Unanswered {
 
 /// What the handler has declared. It counts more than the size hint: a server goes by it.
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    if headers.is_empty() {
+        return None;
+    }
     headers
         .get(CONTENT_LENGTH)?
         .to_str()
@@ -320,8 +309,13 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
 
 /// A gRPC error without a body has its status in the head.
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
+    // Made once, not parsed for each response.
+    static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+    if headers.is_empty() {
+        return None;
+    }
     headers
-        .get("grpc-status")?
+        .get(&GRPC_STATUS)?
         .to_str()
         .ok()?
         .trim()

@@ -56,7 +56,7 @@ where
         }
         let collector = Collector::open(self.scope.clone());
         // From here on, so that a panic in the inner `call` is seen as one.
-        let mut unanswered = Unanswered::new(collector.clone(), &request);
+        let unanswered = Unanswered::new(collector.clone(), &request);
         #[cfg(feature = "test-util")]
         if let Some(test) = self
             .scope
@@ -67,13 +67,24 @@ where
             test.attach(&self.scope.executor);
             let probe = crate::test_util::Probe(Defer::new(collector));
             request.extensions_mut().insert(probe);
-            let future = self.inner.call(request);
-            unanswered.left();
-            return DeferFuture::new(future, unanswered);
+            return DeferFuture {
+                inner: Some(self.inner.call(request)),
+                #[cfg(feature = "events")]
+                recording: None,
+                unanswered: Some(unanswered.left()),
+                #[cfg(feature = "test-util")]
+                inline: None,
+            };
         }
         request.extensions_mut().insert(Defer::new(collector));
-        let future = self.inner.call(request);
-        unanswered.left();
-        DeferFuture::new(future, unanswered)
+        // In one expression, so that the inner future, which is often large, goes to its place directly.
+        DeferFuture {
+            inner: Some(self.inner.call(request)),
+            #[cfg(feature = "events")]
+            recording: None,
+            unanswered: Some(unanswered.left()),
+            #[cfg(feature = "test-util")]
+            inline: None,
+        }
     }
 }

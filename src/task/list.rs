@@ -110,6 +110,13 @@ impl<T: Link> Fifo<T> {
         }
     }
 
+    #[cold]
+    fn clear(&mut self) {
+        while !self.is_empty() {
+            self.pop();
+        }
+    }
+
     fn turn(&mut self) {
         let mut rest = self.back.take();
         while let Some(mut item) = rest {
@@ -124,8 +131,8 @@ impl<T: Link> Drop for Fifo<T> {
     /// One by one: the compiler's drop would recurse, and a long list overflows the stack.
     #[inline]
     fn drop(&mut self) {
-        while !self.is_empty() {
-            self.pop();
+        if !self.is_empty() {
+            self.clear();
         }
     }
 }

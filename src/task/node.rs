@@ -1,5 +1,6 @@
 //! One box per task: the link, what the executor needs to know, and the body.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::Pin;
 
@@ -160,7 +161,7 @@ impl Node {
     }
 
     /// Drops the task; what it captured is the user's, and its drop may panic. Returns what it said.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn drop_quietly(mut self) -> Option<String> {
         let emptied = catch_unwind(AssertUnwindSafe(|| self.empty()));
         match emptied {
@@ -168,13 +169,23 @@ impl Node {
                 shelf.put(self);
                 None
             }
-            Ok(None) => self.drop_box().err().map(panic_text),
-            Err(payload) => {
-                // What is left in it; were that to panic within the first unwinding, the process would end.
-                let _ = self.drop_box().map_err(panic_text);
-                Some(panic_text(payload))
-            }
+            Ok(None) => self.drop_box(),
+            Err(payload) => self.drop_rest(payload),
         }
+    }
+
+    #[inline(never)]
+    fn drop_box(self) -> Option<String> {
+        catch_unwind(AssertUnwindSafe(|| drop(self)))
+            .err()
+            .map(panic_text)
+    }
+
+    /// What is left in it; were that to panic within the first unwinding, the process would end.
+    #[cold]
+    fn drop_rest(self, payload: Box<dyn Any + Send>) -> Option<String> {
+        let _ = self.drop_box();
+        Some(panic_text(payload))
     }
 
     /// Drops what the user gave and what the task has become. Where the box may be used again, returns
@@ -190,11 +201,6 @@ impl Node {
         header.sequence = None;
         header.queued_at = Tick::ZERO;
         Some(shelf)
-    }
-
-    #[cold]
-    fn drop_box(self) -> std::thread::Result<()> {
-        catch_unwind(AssertUnwindSafe(|| drop(self)))
     }
 }
 

@@ -55,32 +55,37 @@ impl Shelf {
     }
 
     /// A task made of an emptied one, with the content taken out of `content`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(self, content: &mut dyn Any) -> Option<Node> {
-        SHELF
-            .try_with(|shelves| {
-                let stack = &shelves.stacks[usize::from(self.0) % SHELVES];
-                let mut node = stack.take()?;
-                stack.set(node.link().take());
-                shelves.kept.set(shelves.kept.get() - 1);
-                node.body_mut().refill(content).then_some(node)
-            })
-            .ok()
-            .flatten()
+        let mut node = SHELF.try_with(|shelves| shelves.pop(self)).ok()??;
+        node.body_mut().refill(content).then_some(node)
     }
 
-    #[inline]
-    pub(super) fn put(self, mut node: Node) {
-        let put = move |shelves: &Shelves| {
-            if shelves.kept.get() < KEPT {
-                let stack = &shelves.stacks[usize::from(self.0) % SHELVES];
-                *node.link() = stack.take();
-                stack.set(Some(node));
-                shelves.kept.set(shelves.kept.get() + 1);
-            }
-        };
+    #[inline(always)]
+    pub(super) fn put(self, node: Node) {
         // An error: the thread is ending, and the box is dropped.
-        let _ = SHELF.try_with(put);
+        let _ = SHELF.try_with(|shelves| shelves.push(self, node));
+    }
+}
+
+impl Shelves {
+    #[inline(always)]
+    fn pop(&self, shelf: Shelf) -> Option<Node> {
+        let stack = &self.stacks[usize::from(shelf.0) % SHELVES];
+        let mut node = stack.take()?;
+        stack.set(node.link().take());
+        self.kept.set(self.kept.get() - 1);
+        Some(node)
+    }
+
+    #[inline(always)]
+    fn push(&self, shelf: Shelf, mut node: Node) {
+        if self.kept.get() < KEPT {
+            let stack = &self.stacks[usize::from(shelf.0) % SHELVES];
+            *node.link() = stack.take();
+            stack.set(Some(node));
+            self.kept.set(self.kept.get() + 1);
+        }
     }
 }
 
