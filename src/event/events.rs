@@ -152,7 +152,9 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
 
     /// How many deliveries the store may have lent to this process at once; at least 1. Default: 256,
     /// and never more than half of the executor's capacity, so that tasks find room beside them.
-    /// Raise it above the executor's concurrency for subscribers that wait long.
+    /// Raise it above the executor's concurrency for subscribers that wait long. A delivery whose response
+    /// is not out counts, too: raise it above the number of open streams that have emitted something, or
+    /// all others wait for these.
     ///
     /// # Panics
     ///
