@@ -172,7 +172,8 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
         match core {
             Some(core) => core,
             None => panic!(
-                "`Events::{what}` comes too late: these events have been cloned or given to a layer"
+                "`Events::{what}` comes too late: call it before these events are cloned, emit anything, or \
+                 are given to a layer"
             ),
         }
     }
@@ -296,10 +297,7 @@ impl<S> Events<S> {
     ///
     /// Dropping the future changes nothing: the store closes.
     pub async fn close(&self) -> Result<(), StoreError> {
-        match &self.hub.store {
-            Some(store) => store.close().await,
-            None => Ok(()),
-        }
+        self.hub.close().await
     }
 
     /// Has the store looked into now: after a transaction of the user's own committed with

@@ -190,6 +190,19 @@ impl Core {
         self.executor.get_or_init(Executor::new)
     }
 
+    /// Where they run, if that has been settled.
+    pub(crate) fn bound(&self) -> Option<&Executor> {
+        self.executor.get()
+    }
+
+    /// Has the store closed, in order: what is in its log goes into its file.
+    pub(crate) async fn close(&self) -> Result<(), StoreError> {
+        match &self.store {
+            Some(store) => store.close().await,
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn bind(&self, executor: &Executor) {
         let _ = self.executor.get_or_init(|| executor.clone());
     }

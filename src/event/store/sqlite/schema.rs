@@ -62,7 +62,7 @@ const STEPS: &[&str] = &[
         context     TEXT,
         payload     TEXT NOT NULL
     );
-    CREATE UNIQUE INDEX defer_events_key ON defer_events (key) WHERE key IS NOT NULL;
+    CREATE UNIQUE INDEX defer_events_key ON defer_events (key, name) WHERE key IS NOT NULL;
 
     CREATE TABLE defer_deliveries (
         event       INTEGER NOT NULL,
