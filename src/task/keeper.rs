@@ -15,6 +15,7 @@ pub(crate) trait Keeper: fmt::Debug + Send + Sync {
     fn ended(self: Box<Self>, end: Kept);
 
     /// Nobody is left to be told how it ended.
+    #[cfg(feature = "events")]
     fn is_gone(&self) -> bool;
 }
 
