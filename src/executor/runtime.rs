@@ -85,6 +85,7 @@ impl Shared {
         self.wake(self.queue.poke());
         self.blocking.poke(self);
         self.resume_timer();
+        self.resume_sources();
     }
 
     /// A worker or the timer was dropped with its runtime: says what is left behind, once it is.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::programs::{Said, top};
-use crate::table::{Line, command};
+use crate::table::Line;
 
 const BEGIN: &str = "<!-- begin: written by the report program -->";
 const END: &str = "<!-- end -->";
@@ -58,9 +58,9 @@ fn readme(machine: &str, results: &[Said]) -> String {
     for (number, which, words) in README {
         let mut lines = results
             .iter()
-            .flat_map(|said| &said.lines)
-            .filter(|line| line.number == *number);
-        if let Some(line) = lines.nth(*which) {
+            .flat_map(|said| said.lines.iter().map(move |line| (said.program, line)))
+            .filter(|(_, line)| line.number == *number);
+        if let Some((program, line)) = lines.nth(*which) {
             let Line {
                 reference,
                 ours,
@@ -72,7 +72,7 @@ fn readme(machine: &str, results: &[Said]) -> String {
             let _ = writeln!(
                 text,
                 "| {words} | {reference} | {ours} | {ratio} | `{}` |",
-                command(*number)
+                program.shown()
             );
         }
     }

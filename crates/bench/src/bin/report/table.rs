@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
-use crate::programs::{ALL, Said};
+use crate::programs::Said;
 
 /// `target 9 | figure | reference | ours | ratio | target | met`, as a program prints it.
 pub(crate) struct Line {
@@ -129,11 +129,4 @@ pub(crate) fn machine(quick: bool) -> String {
         said("date", &["+%Y-%m-%d"]),
         if quick { " -- quick" } else { "" },
     )
-}
-
-/// The command behind a target.
-pub(crate) fn command(number: u32) -> &'static str {
-    ALL.iter()
-        .find(|program| program.targets.contains(&number))
-        .map_or("", |program| program.shown())
 }
