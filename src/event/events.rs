@@ -153,8 +153,8 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
     /// How many deliveries the store may have lent to this process at once; at least 1. Default: 256,
     /// and never more than half of the executor's capacity, so that tasks find room beside them.
     /// Raise it above the executor's concurrency for subscribers that wait long. A delivery whose response
-    /// is not out counts, too: raise it above the number of open streams that have emitted something, or
-    /// all others wait for these.
+    /// is not out is not counted; but half of the capacity is the most in any case, so that open streams
+    /// that have emitted something need a larger one, or all others wait for these.
     ///
     /// # Panics
     ///

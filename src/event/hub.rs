@@ -20,7 +20,7 @@ use super::{EmitError, Event, IntoEmit, Recorded};
 use crate::clock::{self, Clock};
 use crate::executor::{Executor, Place, Shared, Source};
 use crate::observe;
-use crate::sync::{Arc, AtomicBool, Mutex, OnceLock, Ordering, Weak};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, OnceLock, Ordering, Weak};
 use crate::task::{AttemptRecord, Lent, Node, Task};
 
 /// What users hold, by way of `Events` and of the layer.
@@ -64,7 +64,9 @@ pub(super) struct Unreleased {
 #[derive(Debug, Default)]
 pub(super) struct Troubles {
     said: observe::Complaint,
-    is_on: AtomicBool,
+    /// What is failing. How many, beside the lock: nearly always none.
+    failing: Mutex<Vec<&'static str>>,
+    count: AtomicUsize,
     clock: OnceLock<Clock>,
 }
 
@@ -343,14 +345,29 @@ impl Unreleased {
 impl Troubles {
     pub(super) fn tell(&self, doing: &'static str, error: &StoreError) {
         let now = self.clock.get_or_init(Clock::new).now();
-        let first = !self.is_on.swap(true, Ordering::SeqCst);
+        let mut failing = self.failing.lock();
+        let first = !failing.contains(&doing);
+        if first {
+            failing.push(doing);
+        }
+        self.count.store(failing.len(), Ordering::SeqCst);
+        drop(failing);
         if self.said.is_due(now) || first {
             observe::store_failed(doing, error);
         }
     }
 
     pub(super) fn over(&self, doing: &'static str) {
-        if self.is_on.load(Ordering::Relaxed) && self.is_on.swap(false, Ordering::SeqCst) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut failing = self.failing.lock();
+        let before = failing.len();
+        failing.retain(|other| *other != doing);
+        let ended = failing.len() < before;
+        self.count.store(failing.len(), Ordering::SeqCst);
+        drop(failing);
+        if ended {
             observe::store_works(doing);
         }
     }

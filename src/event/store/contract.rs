@@ -194,6 +194,18 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// the next one to wait: made for one delivery loop, which polls now and then all the same.
     fn wakeups(&self) -> Arc<Notify>;
 
+    /// Writes something small and durable, so that [`health`](Self::health) tells the truth also where
+    /// nothing else is written. Asked now and then while there is trouble. Default: there is nothing to
+    /// find out.
+    ///
+    /// # Errors
+    ///
+    /// What is still wrong.
+    fn probe(&self, now_ms: i64) -> StoreFuture<'_, ()> {
+        let _ = now_ms;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// How the store is. Does not wait for anything.
     fn health(&self) -> Health;
 
