@@ -200,6 +200,18 @@ fn what_emptied_tasks_leave_on_a_thread_is_bounded() {
     let submitted = measure(|| batch([7; 8]));
     let left = submitted.bytes_current;
     assert!((0..=144 * 1024).contains(&left), "{left} bytes");
+    // They do not take the room of another kind, whose boxes replace theirs.
+    let others = || {
+        runtime.block_on(async {
+            for _ in 0..64 {
+                executor.submit(|| std::future::ready(()));
+            }
+            executor.idle().await;
+        });
+    };
+    others();
+    let again = count(others);
+    assert!(again < 8, "{again} allocations for 64 tasks");
     // A task of more than 512 bytes leaves nothing.
     let large = [7_u64; 80];
     let run = || {

@@ -54,8 +54,9 @@ impl Collector {
         let Some(collector) = Arc::get_mut(&mut this) else {
             return;
         };
-        collector.close();
-        collector.closed = AtomicBool::new(false);
+        // As `close`, for what has neither been answered nor joined.
+        let shared = collector.scope().executor.shared();
+        shared.request_answered(false);
         #[cfg(feature = "test-util")]
         {
             collector.limit = OnceLock::new();

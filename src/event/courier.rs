@@ -112,7 +112,7 @@ impl Core {
         }
     }
 
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.is_over() || self.executor().shared().is_draining()
     }
 
@@ -146,7 +146,8 @@ impl Core {
         // Half of what is free: requests that are answered meanwhile find room for theirs.
         let share = self.window.free().div_ceil(2);
         let mut place = permit.map(|permit| permit.into_parts().1);
-        let mut rooms: Vec<Room> = (0..share)
+        let places = self.executor().shared().admission.free().div_ceil(2).max(1);
+        let mut rooms: Vec<Room> = (0..share.min(places))
             .map_while(|_| self.try_room(&mut place))
             .collect();
         if rooms.is_empty() {

@@ -65,7 +65,7 @@ impl EmitError {
         Self(Kind::Skipped)
     }
 
-    fn lost() -> Self {
+    pub(super) fn lost() -> Self {
         Self(Kind::Lost)
     }
 

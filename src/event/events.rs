@@ -148,7 +148,9 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
     }
 
     /// How many deliveries the store may have lent to this process at once; at least 1. Default: 256.
-    /// Raise it above the executor's concurrency for subscribers that wait long.
+    /// Raise it above the executor's concurrency for subscribers that wait long. A delivery whose response
+    /// is not out counts, too: raise it above the number of open streams that have emitted something, or
+    /// all others wait for these.
     ///
     /// # Panics
     ///

@@ -18,7 +18,7 @@ use super::store::{AttemptToken, EventId, Keep, NewEvent, Store, StoreError, Sto
 use super::table::{Subscription, Table};
 use super::{EmitError, Event, IntoEmit, Recorded};
 use crate::clock::{self, Clock};
-use crate::executor::{Executor, Place};
+use crate::executor::{Executor, Place, Shared, Source};
 use crate::observe;
 use crate::sync::{Arc, AtomicBool, Mutex, OnceLock, Ordering, Weak};
 use crate::task::{AttemptRecord, Lent, Node, Task};
@@ -203,13 +203,15 @@ impl Core {
 
     /// Sees to it that deliveries are claimed and settled, where there is a runtime.
     pub(crate) fn ensure_running(self: &Arc<Self>) {
-        if self.store.is_none() || self.executor().shared().is_draining() {
+        if self.store.is_none() || self.has_ended() && self.window.lent() == 0 {
             return;
         }
         if self.running.swap(true, Ordering::SeqCst) {
             return;
         }
         let running = Running(self.clone());
+        let source: Weak<Self> = Arc::downgrade(self);
+        self.executor().shared().attach(source as Weak<dyn Source>);
         self.executor().shared().spawn(async move {
             let core = &running.0;
             tokio::join!(core.deliver(), core.settle_all(), core.prune());
@@ -272,6 +274,16 @@ impl Core {
         });
         self.executor().shared().accept_lent(&mut node);
         node
+    }
+}
+
+impl Source for Core {
+    /// What requests hold is their collectors' affair.
+    fn release_now(&self, _: &Shared, _: bool) {}
+
+    /// What is lent is to be written down, in whatever runtime.
+    fn resume(self: Arc<Self>) {
+        self.ensure_running();
     }
 }
 

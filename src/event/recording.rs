@@ -9,6 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use tokio::sync::oneshot;
+
 use super::EmitError;
 use super::hub::{Before, Core, Hub};
 use super::outgoing::{Holder, Outgoing};
@@ -157,6 +159,37 @@ async fn record_one(
     // The courier may claim what is left to it as soon as it is recorded, and has to know by then that
     // it waits for this request.
     let waits = holder.is_some() && !all_lent;
+    let append = append(
+        core.clone(),
+        batch,
+        events,
+        lendings,
+        now_ms,
+        holder.cloned(),
+        waits,
+    );
+    if !waits {
+        return append.await;
+    }
+    // By itself: it holds up the courier, and whoever polls us may have stopped to do so.
+    let (said, heard) = oneshot::channel();
+    core.executor().shared().spawn(async move {
+        // Nobody may be waiting for it.
+        let _ = said.send(append.await);
+    });
+    heard.await.unwrap_or_else(|_| Err(EmitError::lost()))
+}
+
+/// The append, and what follows from it.
+async fn append(
+    core: Arc<Core>,
+    batch: Vec<Outgoing>,
+    events: Vec<NewEvent>,
+    lendings: Vec<Vec<Lending>>,
+    now_ms: i64,
+    holder: Option<Arc<dyn Holder>>,
+    waits: bool,
+) -> Result<(), EmitError> {
     let guard = if waits {
         Some(core.recording.read().await)
     } else {
@@ -180,11 +213,12 @@ async fn record_one(
     core.trouble.over("append");
     observe::recorded(batch.len());
     for ((receipt, outgoing), lent) in receipts.into_iter().zip(batch).zip(lendings) {
-        if let (true, Some(holder)) = (waits, holder) {
+        // A duplicate's deliveries are the first one's, and wait for that request.
+        if let (true, Some(holder)) = (waits && !receipt.duplicate, &holder) {
             core.unreleased.lock().add(receipt.event, holder);
         }
         let Outgoing { event, answer, .. } = outgoing;
-        lend(core, receipt, event, now_ms, lent, holder);
+        lend(&core, receipt, event, now_ms, lent, holder.as_ref());
         // Nobody may be waiting for it.
         let _ = answer.send(Ok(()));
     }

@@ -27,12 +27,8 @@ impl Core {
         let Some(store) = &self.store else { return };
         let mut pause = PAUSE.0;
         loop {
-            let batch = {
-                let mut ended = self.ended.lock();
-                let size = ended.len().min(BATCH);
-                ended.drain(..size).collect::<Vec<_>>()
-            };
-            if batch.is_empty() {
+            let mut batch = Batch::take(self);
+            if batch.settlements.is_empty() {
                 if self.is_over() && self.window.lent() == 0 {
                     return;
                 }
@@ -44,6 +40,7 @@ impl Core {
                 continue;
             }
             let settles = batch
+                .settlements
                 .iter()
                 .map(|s| (s.token.clone(), s.settle.clone()))
                 .collect();
@@ -54,7 +51,7 @@ impl Core {
                 Ok(settled) => {
                     pause = PAUSE.0;
                     self.trouble.over("settle");
-                    for (settlement, settled) in batch.iter().zip(settled) {
+                    for (settlement, settled) in batch.settlements.drain(..).zip(settled) {
                         if settled == Settled::Stale {
                             observe::stale(settlement.token.subscriber());
                         }
@@ -63,14 +60,38 @@ impl Core {
                 Err(error) if error.is_closed() => {
                     // Closing has handed back what was running.
                     self.trouble.tell("settle", &error);
+                    batch.settlements.clear();
                 }
                 Err(error) => {
                     self.trouble.tell("settle", &error);
-                    self.ended.lock().splice(..0, batch);
+                    drop(batch);
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSE.1);
                 }
             }
         }
+    }
+}
+
+/// What is being written down. What of it was not, goes back, also when the runtime ends meanwhile: where
+/// the store had it all the same, its token is void the second time.
+struct Batch<'a> {
+    core: &'a Core,
+    settlements: Vec<Settlement>,
+}
+
+impl<'a> Batch<'a> {
+    fn take(core: &'a Core) -> Self {
+        let mut ended = core.ended.lock();
+        let size = ended.len().min(BATCH);
+        let settlements = ended.drain(..size).collect();
+        Self { core, settlements }
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut self.settlements);
+        self.core.ended.lock().splice(..0, left);
     }
 }

@@ -71,6 +71,11 @@ impl Admission {
         self.taken.load(Ordering::SeqCst) & !CLOSED
     }
 
+    #[cfg(feature = "events")]
+    pub(crate) fn free(&self) -> usize {
+        self.capacity.saturating_sub(self.taken())
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.taken.load(Ordering::SeqCst) & CLOSED != 0
     }

@@ -4,7 +4,7 @@
 //! It knows no request: whoever has one says here when it opens, is answered and closes.
 
 use super::Shared;
-use crate::sync::{AtomicUsize, Mutex, Ordering, Weak};
+use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, Weak};
 
 #[derive(Default)]
 pub(crate) struct Requests {
@@ -20,6 +20,9 @@ pub(crate) trait Source: Send + Sync {
     /// Releases what it holds for this executor, without waiting for the responses; with `handlers`,
     /// gives up the tasks of requests whose handler has not answered yet.
     fn release_now(&self, executor: &Shared, handlers: bool);
+
+    /// Somebody waits for the executor to be quiet: what this runs for it may have ended with a runtime.
+    fn resume(self: Arc<Self>) {}
 }
 
 impl Shared {
@@ -64,15 +67,16 @@ impl Shared {
 
     /// Releases what requests still hold.
     pub(crate) fn release_sources(&self, handlers: bool) {
-        let sources: Vec<_> = self
-            .requests
-            .sources
-            .lock()
-            .iter()
-            .filter_map(Weak::upgrade)
-            .collect();
-        sources
-            .iter()
-            .for_each(|source| source.release_now(self, handlers));
+        let release = |source: Arc<dyn Source>| source.release_now(self, handlers);
+        self.sources().into_iter().for_each(release);
+    }
+
+    pub(super) fn resume_sources(&self) {
+        self.sources().into_iter().for_each(Source::resume);
+    }
+
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        let sources = self.requests.sources.lock();
+        sources.iter().filter_map(Weak::upgrade).collect()
     }
 }

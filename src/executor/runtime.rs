@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 
 use super::Shared;
 use crate::observe;
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering};
 
 /// Why nothing can be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,7 @@ impl Shared {
         self.wake(self.queue.poke());
         self.blocking.poke(self);
         self.resume_timer();
+        self.resume_sources();
     }
 
     /// A worker or the timer was dropped with its runtime: says what is left behind, once it is.
@@ -107,9 +108,15 @@ impl Shared {
 
     /// Remembers the caller's runtime, for a release that happens outside of one.
     pub(crate) fn remember_runtime(&self) {
-        if !self.has_its_own() && self.last_runtime.lock().is_none() {
-            *self.last_runtime.lock() = Handle::try_current().ok();
+        // Relaxed: seen too late it is looked for once more.
+        if self.has_its_own() || self.knows_runtime.load(Ordering::Relaxed) {
+            return;
         }
+        let mut last = self.last_runtime.lock();
+        if last.is_none() {
+            *last = Handle::try_current().ok();
+        }
+        self.knows_runtime.store(last.is_some(), Ordering::Relaxed);
     }
 
     fn has_its_own(&self) -> bool {

@@ -25,7 +25,7 @@ use super::worker;
 use crate::clock::{Clock, Tick};
 use crate::observe;
 use crate::retry::DiscardReason;
-use crate::sync::{Arc, AtomicUsize, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering};
 use crate::task::{Fifo, Kind, Node, Origin};
 
 pub(crate) struct Shared {
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(super) quiet: Notify,
     /// The runtime seen last, for a release that happens outside of one.
     pub(super) last_runtime: Mutex<Option<Handle>>,
+    /// There is one, and there will be: asked for each request that defers something.
+    pub(super) knows_runtime: AtomicBool,
     pub(super) own_runtime: OwnRuntime,
 }
 
@@ -85,6 +87,7 @@ impl Shared {
             watchers: AtomicUsize::new(0),
             quiet: Notify::new(),
             last_runtime: Mutex::new(None),
+            knows_runtime: AtomicBool::new(false),
             own_runtime: OwnRuntime::default(),
             limit: config.timeout.min(config.retry.age_limit()),
             config,

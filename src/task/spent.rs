@@ -32,6 +32,7 @@ thread_local! {
         Shelves {
             stacks: [const { Cell::new(None) }; SHELVES],
             kept: Cell::new(0),
+            next: Cell::new(0),
         }
     };
 }
@@ -39,6 +40,8 @@ thread_local! {
 struct Shelves {
     stacks: [Cell<Option<Node>>; SHELVES],
     kept: Cell<usize>,
+    /// Which shelf was last made room on.
+    next: Cell<usize>,
 }
 
 /// Where emptied tasks of a type lie.
@@ -80,12 +83,26 @@ impl Shelves {
 
     #[inline(always)]
     fn push(&self, shelf: Shelf, mut node: Node) {
-        if self.kept.get() < KEPT {
+        if self.kept.get() < KEPT || self.make_room(shelf) {
             let stack = &self.stacks[usize::from(shelf.0) % SHELVES];
             *node.link() = stack.take();
             stack.set(Some(node));
             self.kept.set(self.kept.get() + 1);
         }
+    }
+
+    /// Drops a box of another shelf, so that types that have gone out of use do not take the room of those
+    /// that are in use. Each call goes on at the next shelf.
+    #[cold]
+    fn make_room(&self, shelf: Shelf) -> bool {
+        for _ in 0..SHELVES {
+            let at = (self.next.get() + 1) % SHELVES;
+            self.next.set(at);
+            if at != usize::from(shelf.0) % SHELVES && self.pop(Shelf(at as u8)).is_some() {
+                return true;
+            }
+        }
+        false
     }
 }
 

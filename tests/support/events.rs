@@ -338,6 +338,7 @@ struct Taps {
     fail_settles: AtomicUsize,
     held: Mutex<Option<Gate>>,
     held_claims: Mutex<Option<Gate>>,
+    held_settles: Mutex<Option<Gate>>,
     settled: Mutex<Vec<(AttemptToken, Settle)>>,
 }
 
@@ -353,6 +354,7 @@ impl Tap {
             fail_settles: AtomicUsize::new(0),
             held: Mutex::default(),
             held_claims: Mutex::default(),
+            held_settles: Mutex::default(),
             settled: Mutex::default(),
         }))
     }
@@ -398,6 +400,11 @@ impl Tap {
         *lock(&self.0.held_claims) = Some(gate.clone());
     }
 
+    /// From now on what is to be settled waits at this gate before it is.
+    pub(crate) fn hold_settles(&self, gate: &Gate) {
+        *lock(&self.0.held_settles) = Some(gate.clone());
+    }
+
     fn fails(left: &AtomicUsize) -> Result<(), StoreError> {
         let took = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         match took {
@@ -440,6 +447,10 @@ impl Store for Tap {
     ) -> StoreFuture<'_, Vec<Settled>> {
         Box::pin(async move {
             self.0.settles.fetch_add(1, Ordering::SeqCst);
+            let held = lock(&self.0.held_settles).clone();
+            if let Some(gate) = held {
+                gate.passed().await;
+            }
             Self::fails(&self.0.fail_settles)?;
             lock(&self.0.settled).extend(settles.iter().cloned());
             self.0.store.settle(settles, now_ms).await
