@@ -39,7 +39,7 @@ enum Record {
     #[default]
     Nothing,
     Plain(Plain),
-    Full(Box<Running>),
+    Full(Running),
 }
 
 /// An attempt, the first, of a task of which nothing was said.
@@ -114,7 +114,7 @@ impl Slots {
 impl Slot {
     pub(super) fn begin(&self, running: Running) {
         let mut record = self.record.lock();
-        *record = Record::Full(Box::new(running));
+        *record = Record::Full(running);
         self.state.store(RUNNING, Ordering::Release);
     }
 
@@ -164,7 +164,7 @@ impl Slot {
                 plain.first_seen = running.first_seen;
                 plain.stuck = running.stuck;
             }
-            Record::Full(full) => **full = running,
+            Record::Full(full) => *full = running,
         }
         Some(seen)
     }
@@ -201,7 +201,7 @@ impl Record {
             }),
             Record::Full(running) => Some(Running {
                 abandoned,
-                ..(**running).clone()
+                ..running.clone()
             }),
         }
     }
