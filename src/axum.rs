@@ -63,6 +63,14 @@ impl IntoResponse for Rejected {
     }
 }
 
+/// 503, without a text: `defer.emit(event).accepted()?` tells the client that nothing was recorded.
+#[cfg(feature = "events")]
+impl IntoResponse for crate::event::EmitError {
+    fn into_response(self) -> Response {
+        StatusCode::SERVICE_UNAVAILABLE.into_response()
+    }
+}
+
 /// 503, without a text.
 impl IntoResponse for Closed {
     fn into_response(self) -> Response {

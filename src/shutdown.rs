@@ -19,7 +19,8 @@ use crate::middleware::DeferLayer;
 /// 2. at half the deadline, what streaming and stalled responses still hold is released;
 /// 3. the executor drains until the deadline; what is left is named in the report.
 ///
-/// It drains the layer's executor, and those that are named with [`and`](Shutdown::and); no other.
+/// It drains the layer's executor, that of the layer's events, and those that are named with
+/// [`and`](Shutdown::and); no other. At the end the store of the events is closed.
 ///
 /// When it returns, open connections are left to the end of the runtime: return from `main`.
 ///
@@ -50,17 +51,19 @@ use crate::middleware::DeferLayer;
 #[derive(Clone, Debug)]
 #[must_use = "call `serve`"]
 pub struct Shutdown {
+    layer: DeferLayer,
     executors: Vec<Executor>,
     deadline: Duration,
 }
 
 impl Shutdown {
-    /// For the executor of this layer; [`and`](Self::and) adds others. The deadline is 30 s by default: what Kubernetes gives a pod
-    /// before it kills it.
+    /// For the executor of this layer (and that of its events, where they have one); [`and`](Self::and)
+    /// adds others. The deadline is 25 s by default: Kubernetes kills a pod after 30 s.
     pub fn new(layer: &DeferLayer) -> Self {
         Self {
-            executors: vec![layer.get_executor().clone()],
-            deadline: Duration::from_secs(30),
+            layer: layer.clone(),
+            executors: Vec::new(),
+            deadline: Duration::from_secs(25),
         }
     }
 
@@ -71,7 +74,7 @@ impl Shutdown {
         self
     }
 
-    /// How long it may take from the signal to the report. Default: 30 s. Its first half belongs to the
+    /// How long it may take from the signal to the report. Default: 25 s. Its first half belongs to the
     /// server, what is left of it to the tasks. Keep it below what the platform allows: a drain that is
     /// killed reports nothing.
     pub fn deadline(mut self, deadline: Duration) -> Self {
@@ -93,7 +96,7 @@ impl Shutdown {
     /// # Cancel safety
     ///
     /// Dropping the future drops the server's, and drains nothing.
-    pub async fn serve<Sig, F, Fut, E>(self, signal: Sig, server: F) -> Result<DrainReport, E>
+    pub async fn serve<Sig, F, Fut, E>(mut self, signal: Sig, server: F) -> Result<DrainReport, E>
     where
         Sig: Future<Output = ()>,
         F: FnOnce(StopServing) -> Fut,
@@ -106,6 +109,8 @@ impl Shutdown {
             ended = &mut server => Some(ended),
             () = &mut signal => None,
         };
+        // Not before: by now the layer has been applied, and it is settled where its events are delivered.
+        self.executors.splice(..0, self.layer.executors());
         let clock = self.executors[0].shared().clock;
         let began = clock.now();
         let deadline = began.saturating_add(self.deadline);
@@ -135,8 +140,29 @@ impl Shutdown {
                 ended = &mut server => (ended, drained.await),
             },
         };
+        self.close(deadline.since(clock.now())).await;
         ended.map(|()| report)
     }
+
+    /// Leaves the store as one file. What takes longer is done at the next open.
+    #[cfg(feature = "events")]
+    async fn close(&self, left: Duration) {
+        /// After a drain that used up its time, too.
+        const LEAST: Duration = Duration::from_millis(100);
+        let Some(hub) = self.layer.hub() else { return };
+        match tokio::time::timeout(left.max(LEAST), hub.close()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(error)) => crate::observe::store_failed("close", &error),
+        }
+    }
+
+    #[cfg(not(feature = "events"))]
+    async fn close(&self, _: Duration) {}
+}
+
+/// Drains all of them within the same time.
+pub(crate) async fn drain(executors: &[Executor], within: Duration) -> DrainReport {
+    drain_all(executors, within, true).await
 }
 
 /// The future that tells a server to stop accepting; see [`Shutdown::serve`].

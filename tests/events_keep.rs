@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tower_defer::event::store::{Filter, Keep, NewEvent, Sqlite, Start, State, Store};
+use tower_defer::event::store::{
+    Filter, Keep, NewEvent, Sqlite, SqliteOptions, Start, State, Store,
+};
 use tower_defer::event::{Event, Events, Subscriber};
 use tower_defer::{Executor, Retry};
 
-use support::events::{Scratch, open};
+use support::events::{Scratch, open, open_with};
 use support::{Gate, eventually, soon};
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -191,4 +193,28 @@ async fn the_time_to_give_up_counts_from_the_first_attempt_over_restarts() {
     let dead = soon("its end", dies).await;
     assert_eq!(dead[0].reason.as_deref(), Some("gave_up"));
     assert_eq!((dead[0].attempt, dead[0].state), (2, State::Discarded));
+}
+
+#[tokio::test]
+async fn health_recovers_though_nobody_records_anything() {
+    let scratch = Scratch::new("probe");
+    let file = scratch.path("events.db");
+    let options = SqliteOptions::new(&file).lock_patience(Duration::ZERO);
+    let events = Events::new(())
+        .on("counts", |(), _: Counted| async {})
+        .store(open_with(options).await);
+    events.start();
+    let shell = rusqlite::Connection::open(&file).expect("a shell");
+    shell.execute_batch("BEGIN IMMEDIATE").expect("a lock");
+    let recorded = events.emit(Counted(1)).recorded();
+    let refused = soon("refused", recorded).await.expect_err("locked");
+    assert!(
+        refused.store_error().is_some_and(|e| e.is_locked()),
+        "{refused}"
+    );
+    let trouble = || events.health().expect("a store").trouble;
+    assert!(trouble().is_some());
+    shell.execute_batch("ROLLBACK").expect("free");
+    // A load balancer sends nothing to it now, so nothing is recorded.
+    eventually("health", || trouble().is_none()).await;
 }

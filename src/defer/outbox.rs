@@ -101,6 +101,9 @@ impl Defer {
     /// see [`Emit::when`](crate::event::Emit::when). Emitted after the head, through a clone, an event is
     /// recorded at once.
     ///
+    /// Where an inner layer has events of its own, each store has its own commit: two stores cannot be
+    /// atomic, and the second is not asked once the first has failed.
+    ///
     /// Without a store the deliveries are tasks, and there is room for all of them or for none.
     ///
     /// # Examples

@@ -44,6 +44,12 @@ impl Claim {
 }
 
 impl Keeper for Claim {
+    fn released(&self) {
+        if let Some((_, room)) = &self.lent {
+            room.release();
+        }
+    }
+
     fn ended(mut self: Box<Self>, end: Kept) {
         let settle = match end {
             Kept::Completed => Settle::Complete,

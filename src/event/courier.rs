@@ -58,10 +58,16 @@ impl Core {
         let mut taken_back = false;
         let mut place = None;
         while !self.has_ended() {
-            let step = if taken_back {
-                self.claim_some(store, place.take()).await
-            } else {
-                self.take_back(store).await
+            // Where nothing is recorded any more, because a probe of readiness has turned all requests
+            // away, nobody else would find out that the trouble is over.
+            let probed = match store.health().trouble {
+                Some(_) => store.probe(clock::unix_ms(clock::wall_now())).await,
+                None => Ok(()),
+            };
+            let step = match probed {
+                Err(error) => Err(error),
+                Ok(()) if taken_back => self.claim_some(store, place.take()).await,
+                Ok(()) => self.take_back(store).await,
             };
             let next = match step {
                 Ok(next) => {
@@ -218,8 +224,11 @@ impl Core {
             age: Duration::from_millis(u64::try_from(now_ms - delivery.since_ms).unwrap_or(0)),
         };
         let event = delivery.event;
-        let node = self.lend(subscription, &event, delivery.token, room, before);
         let holder = self.unreleased.lock().holder(event.id);
+        if holder.is_some() {
+            room.hold();
+        }
+        let node = self.lend(subscription, &event, delivery.token, room, before);
         match holder {
             Some(holder) => holder.hold(self.executor(), node),
             None => self.executor().shared().enqueue_one(node, None),
@@ -242,6 +251,10 @@ impl Core {
     /// since the last start.
     async fn take_back(&self, store: &Arc<dyn Store>) -> Result<Next, StoreError> {
         const STEP: usize = 1_000;
+        // Nearly always there is nothing, and a start need not wait for three writes a name.
+        if store.counts().await?.parked == 0 {
+            return Ok(Next::Claim);
+        }
         for name in self.table.names() {
             for reason in [UNKNOWN_SUBSCRIBER, UNKNOWN_EVENT, UNREADABLE] {
                 let filter = Filter {

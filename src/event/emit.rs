@@ -46,7 +46,8 @@ impl<E: Event> Emit<E> {
         self
     }
 
-    /// An idempotency key: while the store has an event with this key, another one is not recorded.
+    /// An idempotency key: while the store has an event of this name with this key, another one is not
+    /// recorded, whatever else it says, and [`recorded`](super::Emitted::recorded) is ready as if it were.
     /// It means nothing without a store.
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());

@@ -136,7 +136,7 @@ impl fmt::Display for EmitError {
                  or raise `Events::max_payload`"
             ),
             Kind::Rejected(reason) => write!(f, "no room for its deliveries: {}", reason.as_str()),
-            Kind::Store(_) => f.write_str("the store could not record the event"),
+            Kind::Store(error) => write!(f, "the event is not recorded: {error}"),
             Kind::Skipped => {
                 f.write_str("the handler's answer did not fulfil the event's condition")
             }
@@ -149,7 +149,8 @@ impl Error for EmitError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
             Kind::Encode(_, error) => Some(error),
-            Kind::Store(error) => Some(error),
+            // It says itself what the store says.
+            Kind::Store(error) => error.source(),
             _ => None,
         }
     }
@@ -192,6 +193,32 @@ impl Emitted {
         match &self.0 {
             State::Refused(error) => Some(error),
             State::Tasks(_) | State::Outgoing(_) => None,
+        }
+    }
+
+    /// This, if it was accepted: for `?`, where an event that is refused is to fail the request. With the
+    /// feature `axum` the error is a response, a 503 without a text.
+    ///
+    /// What can be refused: an event that is too large or no JSON, one that nobody listens to where that
+    /// is an error, and without a store one that has no room.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_defer::Defer;
+    /// # use tower_defer::event::{EmitError, Event};
+    /// # async fn handler<E: Event>(defer: Defer, event: E) -> Result<(), EmitError> {
+    /// defer.emit(event).accepted()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Why it was not accepted.
+    pub fn accepted(self) -> Result<Self, EmitError> {
+        match self.0 {
+            State::Refused(error) => Err(error),
+            State::Tasks(_) | State::Outgoing(_) => Ok(self),
         }
     }
 

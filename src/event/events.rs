@@ -81,6 +81,9 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
 
     /// Keeps events and deliveries in this store. Default: none, deliveries are tasks.
     ///
+    /// One store serves one `Events` and its clones: a second one would park the first one's
+    /// subscribers, which it does not know.
+    ///
     /// # Panics
     ///
     /// When these events have been cloned or given to a layer.
@@ -147,10 +150,11 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
         self
     }
 
-    /// How many deliveries the store may have lent to this process at once; at least 1. Default: 256.
+    /// How many deliveries the store may have lent to this process at once; at least 1. Default: 256,
+    /// and never more than half of the executor's capacity, so that tasks find room beside them.
     /// Raise it above the executor's concurrency for subscribers that wait long. A delivery whose response
-    /// is not out counts, too: raise it above the number of open streams that have emitted something, or
-    /// all others wait for these.
+    /// is not out is not counted; but half of the capacity is the most in any case, so that open streams
+    /// that have emitted something need a larger one, or all others wait for these.
     ///
     /// # Panics
     ///
@@ -168,7 +172,8 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
         match core {
             Some(core) => core,
             None => panic!(
-                "`Events::{what}` comes too late: these events have been cloned or given to a layer"
+                "`Events::{what}` comes too late: call it before these events are cloned, emit anything, or \
+                 are given to a layer"
             ),
         }
     }
@@ -240,6 +245,7 @@ impl<S> Events<S> {
                     event_name: (*event).into(),
                     since_ms: clock::unix_ms(since),
                     subscriber: subscription.name.clone(),
+                    aliases: subscription.aliases().to_vec(),
                     after,
                     limit: 1_000,
                 };
@@ -276,6 +282,22 @@ impl<S> Events<S> {
     #[must_use]
     pub fn health(&self) -> Option<Health> {
         self.hub.store.as_ref().map(|store| store.health())
+    }
+
+    /// Closes the store: what is running is handed back, unconsumed, and the file is free for another
+    /// process when this is ready. Afterwards nothing is recorded. Call it after the drain, where
+    /// something else is to open the file while this process goes on; a process that ends need not.
+    /// Without a store it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// When what is running could not be handed back; it is recovered at the next open.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing: the store closes.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.hub.close().await
     }
 
     /// Has the store looked into now: after a transaction of the user's own committed with

@@ -20,7 +20,7 @@ use super::{EmitError, Event, IntoEmit, Recorded};
 use crate::clock::{self, Clock};
 use crate::executor::{Executor, Place, Shared, Source};
 use crate::observe;
-use crate::sync::{Arc, AtomicBool, Mutex, OnceLock, Ordering, Weak};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, OnceLock, Ordering, Weak};
 use crate::task::{AttemptRecord, Lent, Node, Task};
 
 /// What users hold, by way of `Events` and of the layer.
@@ -64,7 +64,9 @@ pub(super) struct Unreleased {
 #[derive(Debug, Default)]
 pub(super) struct Troubles {
     said: observe::Complaint,
-    is_on: AtomicBool,
+    /// What is failing. How many, beside the lock: nearly always none.
+    failing: Mutex<Vec<&'static str>>,
+    count: AtomicUsize,
     clock: OnceLock<Clock>,
 }
 
@@ -190,6 +192,19 @@ impl Core {
         self.executor.get_or_init(Executor::new)
     }
 
+    /// Where they run, if that has been settled.
+    pub(crate) fn bound(&self) -> Option<&Executor> {
+        self.executor.get()
+    }
+
+    /// Has the store closed, in order: what is in its log goes into its file.
+    pub(crate) async fn close(&self) -> Result<(), StoreError> {
+        match &self.store {
+            Some(store) => store.close().await,
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn bind(&self, executor: &Executor) {
         let _ = self.executor.get_or_init(|| executor.clone());
     }
@@ -206,6 +221,9 @@ impl Core {
         if self.store.is_none() || self.has_ended() && self.window.lent() == 0 {
             return;
         }
+        // Tasks are to find room beside what is lent.
+        let capacity = self.executor().shared().admission.capacity();
+        self.window.at_most(capacity / 2);
         if self.running.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -327,14 +345,29 @@ impl Unreleased {
 impl Troubles {
     pub(super) fn tell(&self, doing: &'static str, error: &StoreError) {
         let now = self.clock.get_or_init(Clock::new).now();
-        let first = !self.is_on.swap(true, Ordering::SeqCst);
+        let mut failing = self.failing.lock();
+        let first = !failing.contains(&doing);
+        if first {
+            failing.push(doing);
+        }
+        self.count.store(failing.len(), Ordering::SeqCst);
+        drop(failing);
         if self.said.is_due(now) || first {
             observe::store_failed(doing, error);
         }
     }
 
     pub(super) fn over(&self, doing: &'static str) {
-        if self.is_on.load(Ordering::Relaxed) && self.is_on.swap(false, Ordering::SeqCst) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut failing = self.failing.lock();
+        let before = failing.len();
+        failing.retain(|other| *other != doing);
+        let ended = failing.len() < before;
+        self.count.store(failing.len(), Ordering::SeqCst);
+        drop(failing);
+        if ended {
             observe::store_works(doing);
         }
     }

@@ -272,6 +272,9 @@ fn lend(
     });
     let tokens: Vec<AttemptToken> = receipt.claimed;
     for (token, Lending { subscription, room }) in tokens.into_iter().zip(lent) {
+        if holder.is_some() {
+            room.hold();
+        }
         let node = core.lend(&subscription, &event, token, room, Before::default());
         match holder {
             Some(holder) => holder.clone().hold(core.executor(), node),

@@ -122,6 +122,11 @@ impl Subscription {
         self.events.contains(&event)
     }
 
+    /// What it was called before.
+    pub(super) fn aliases(&self) -> &[Arc<str>] {
+        &self.policy.aliases
+    }
+
     pub(super) fn events(&self) -> &[&'static str] {
         &self.events
     }

@@ -175,6 +175,8 @@ impl Shared {
         let mut blocking = false;
         tasks.for_each_mut(|node| {
             blocking |= node.body().about().kind == Kind::Blocking;
+            #[cfg(feature = "events")]
+            node.tell_released();
             let header = node.header_mut();
             header.queued_at = now;
             header.origin = Some(origin.clone());
@@ -193,6 +195,8 @@ impl Shared {
 
     /// As [`enqueue`](Self::enqueue), for one.
     pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<Origin>>) {
+        #[cfg(feature = "events")]
+        node.tell_released();
         let header = node.header_mut();
         header.queued_at = self.clock.now();
         if origin.is_some() {

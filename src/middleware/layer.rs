@@ -142,13 +142,37 @@ impl DeferLayer {
         &self.scope.executor
     }
 
-    /// Shorthand for [`Executor::drain`], of this layer's executor and no other.
+    /// Shorthand for [`Executor::drain`], of this layer's executor, and of that on which its events are
+    /// delivered where that is another one.
     ///
     /// # Cancel safety
     ///
     /// As [`Executor::drain`].
     pub async fn drain(&self, within: Duration) -> DrainReport {
-        self.scope.executor.drain(within).await
+        crate::shutdown::drain(&self.executors(), within).await
+    }
+
+    /// What is to be drained with this layer: its executor, and that of its events.
+    pub(crate) fn executors(&self) -> Vec<Executor> {
+        let executors = vec![self.scope.executor.clone()];
+        #[cfg(feature = "events")]
+        let executors = {
+            let mut executors = executors;
+            let events = self.scope.events.as_ref().and_then(|hub| hub.bound());
+            let other = events.filter(|other| {
+                let ours = self.scope.executor.shared();
+                !Arc::ptr_eq(other.shared(), ours)
+            });
+            executors.extend(other.cloned());
+            executors
+        };
+        executors
+    }
+
+    /// Where its events are kept.
+    #[cfg(feature = "events")]
+    pub(crate) fn hub(&self) -> Option<&Arc<crate::event::Hub>> {
+        self.scope.events.as_ref()
     }
 
     fn with(executor: Executor, settings: Settings) -> Self {

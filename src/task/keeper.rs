@@ -12,6 +12,10 @@ use crate::sync::Arc;
 
 /// Who keeps the task. Dropped without a word, it takes the attempt for one that never began.
 pub(crate) trait Keeper: fmt::Debug + Send + Sync {
+    /// It is handed to a worker: the response that it waited for is out.
+    #[cfg(feature = "events")]
+    fn released(&self);
+
     fn ended(self: Box<Self>, end: Kept);
 
     /// Nobody is left to be told how it ended.

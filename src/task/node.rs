@@ -152,6 +152,14 @@ impl Node {
             .is_some_and(|lent| lent.keeper.is_gone())
     }
 
+    /// It goes to the executor's queue.
+    #[cfg(feature = "events")]
+    pub(crate) fn tell_released(&self) {
+        if let Some(lent) = self.settings().and_then(|settings| settings.lent.as_ref()) {
+            lent.keeper.released();
+        }
+    }
+
     /// Its keeper, where it has one.
     pub(crate) fn take_lent(&mut self) -> Option<Lent> {
         self.header_mut()

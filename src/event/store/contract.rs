@@ -3,6 +3,7 @@
 //! Not how: [`Memory`](super::Memory) shows it most plainly. `conformance` has one test function
 //! for each numbered promise, under the same number.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -31,8 +32,8 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///    not at all, and are durable when the future is ready. After an error nothing of the batch is
 ///    delivered by this process; after a crash a batch whose last sync failed may be found
 ///    recorded all the same (at least once).
-/// 2. **Idempotent append.** An event whose key is known is not recorded again; its receipt says
-///    so and names the first one. The other events of the batch are recorded.
+/// 2. **Idempotent append.** An event whose key is known for its name is not recorded again; its
+///    receipt says so and names the first one. The other events of the batch are recorded.
 /// 3. **Claims are exclusive and in due order.** A claim returns at most `limit` deliveries that
 ///    are due, the longest due first (then by event, then by subscriber), each under a fresh
 ///    token, and no delivery is running under two valid tokens.
@@ -193,6 +194,18 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// the next one to wait: made for one delivery loop, which polls now and then all the same.
     fn wakeups(&self) -> Arc<Notify>;
 
+    /// Writes something small and durable, so that [`health`](Self::health) tells the truth also where
+    /// nothing else is written. Asked now and then while there is trouble. Default: there is nothing to
+    /// find out.
+    ///
+    /// # Errors
+    ///
+    /// What is still wrong.
+    fn probe(&self, now_ms: i64) -> StoreFuture<'_, ()> {
+        let _ = now_ms;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// How the store is. Does not wait for anything.
     fn health(&self) -> Health;
 
@@ -211,14 +224,12 @@ pub(crate) fn check(events: &[NewEvent]) -> Result<(), StoreError> {
         if event.name.is_empty() {
             return Err(StoreError::invalid("an event without a name"));
         }
-        for (i, delivery) in event.deliveries.iter().enumerate() {
+        let mut names = HashSet::with_capacity(event.deliveries.len());
+        for delivery in &event.deliveries {
             if delivery.subscriber.is_empty() {
                 return Err(StoreError::invalid("a subscriber without a name"));
             }
-            if event.deliveries[..i]
-                .iter()
-                .any(|other| other.subscriber == delivery.subscriber)
-            {
+            if !names.insert(&delivery.subscriber) {
                 return Err(StoreError::invalid("one subscriber twice for one event"));
             }
         }

@@ -4,13 +4,16 @@
 
 use std::error::Error;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Why a store could not do what it was asked. Opaque, so that it can grow: ask the `is_*`
 /// predicates. Cheap to clone, because everybody whose batch shared a failed commit gets it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct StoreError {
     kind: Kind,
+    /// Where that is worth saying: when it is opened.
+    path: Option<Arc<Path>>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -52,6 +55,7 @@ impl StoreError {
     pub fn in_use(pid: Option<u32>, since_ms: Option<i64>) -> Self {
         Self {
             kind: Kind::InUse { pid, since_ms },
+            path: None,
             source: None,
         }
     }
@@ -81,6 +85,7 @@ impl StoreError {
     pub fn no_store() -> Self {
         Self {
             kind: Kind::NoStore,
+            path: None,
             source: None,
         }
     }
@@ -90,6 +95,7 @@ impl StoreError {
     pub fn closed() -> Self {
         Self {
             kind: Kind::Closed,
+            path: None,
             source: None,
         }
     }
@@ -99,6 +105,7 @@ impl StoreError {
     pub fn invalid(what: &'static str) -> Self {
         Self {
             kind: Kind::Invalid(what),
+            path: None,
             source: None,
         }
     }
@@ -108,6 +115,7 @@ impl StoreError {
     pub fn schema(found: i64, known: i64) -> Self {
         Self {
             kind: Kind::Schema { found, known },
+            path: None,
             source: None,
         }
     }
@@ -203,16 +211,40 @@ impl StoreError {
         )
     }
 
+    /// Of the store that lies there.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn at(mut self, path: &Path) -> Self {
+        self.path = Some(path.into());
+        self
+    }
+
     fn with(kind: Kind, source: impl Error + Send + Sync + 'static) -> Self {
         Self {
             kind,
+            path: None,
             source: Some(Arc::new(source)),
         }
     }
 }
 
+/// As `Display`, with what lies below it: this is what `main` prints.
+impl fmt::Debug for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut source = self.source();
+        while let Some(below) = source {
+            write!(f, ": {below}")?;
+            source = below.source();
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = &self.path {
+            write!(f, "{}: ", path.display())?;
+        }
         match &self.kind {
             Kind::Full => f.write_str("the event store is full; make room, it goes on by itself"),
             Kind::Locked => f.write_str(
@@ -221,6 +253,9 @@ impl fmt::Display for StoreError {
             Kind::InUse { pid, since_ms } => {
                 f.write_str("the event store is in use by ")?;
                 match pid {
+                    Some(pid) if *pid == std::process::id() => {
+                        return f.write_str("this very process: open it once, and share it");
+                    }
                     Some(pid) => write!(f, "process {pid}")?,
                     None => f.write_str("another process")?,
                 }
@@ -235,7 +270,7 @@ impl fmt::Display for StoreError {
             Kind::Corrupt => f.write_str(
                 "the event store is damaged; keep a copy and repair it, nothing was deleted",
             ),
-            Kind::Io => f.write_str("the event store's device failed; it is tried again"),
+            Kind::Io => f.write_str("the event store's device failed"),
             Kind::Missing => f.write_str("there is no event store here; check the path"),
             Kind::NoStore => f.write_str("this is no event store; check the path"),
             Kind::Closed => f.write_str("the event store is closed"),
@@ -270,10 +305,7 @@ mod tests {
     fn an_error_says_its_own_level_and_what_to_do() {
         let error = StoreError::io(std::io::Error::other("EIO"));
         assert!(error.is_io());
-        assert_eq!(
-            error.to_string(),
-            "the event store's device failed; it is tried again"
-        );
+        assert_eq!(error.to_string(), "the event store's device failed");
         assert_eq!(
             error.source().map(ToString::to_string).as_deref(),
             Some("EIO")

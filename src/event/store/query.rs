@@ -128,8 +128,10 @@ pub struct AddPast {
     pub event_name: Arc<str>,
     /// Recorded at this time or later (unix ms).
     pub since_ms: i64,
-    /// The subscriber that gets a delivery of each.
+    /// The subscriber that gets a delivery of each …
     pub subscriber: Arc<str>,
+    /// … unless it has had one under one of these names, which were its own before.
+    pub aliases: Vec<Arc<str>>,
     /// Go on after this event ([`Walked::next`] of the call before); `None` at the beginning.
     pub after: Option<EventId>,
     /// Look at no more than this many events in this call. A store may look at fewer, so that nobody

@@ -35,7 +35,7 @@ impl fmt::Display for EventId {
 /// An event to be recorded, with the subscribers that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEvent {
-    /// The idempotency key, if the caller wants one: a second event with the same key is not
+    /// The idempotency key, if the caller wants one: a second event of the same name and key is not
     /// recorded while the first is kept. A store indexes it, so keys that rise with time (UUIDv7)
     /// cost less than random ones.
     pub key: Option<String>,

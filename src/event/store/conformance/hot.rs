@@ -48,20 +48,21 @@ pub async fn promise_02_append_is_idempotent(harness: &impl Harness) {
     assert!(!first[0].duplicate);
     let store = harness.crash(&store).await;
     let batch = vec![
-        event("again", &["a"], 2).key("k"),
+        event("one", &["a", "b"], 2).key("k"),
         event("two", &["a"], 2).key("l"),
-        event("two again", &["a"], 2).key("l"),
+        event("two", &["a", "b"], 2).key("l"),
+        event("of another name", &["a"], 2).key("k"),
         event("no key", &["a"], 2),
         event("no key", &["a"], 2),
     ];
     let receipts = store.append(batch, 2).await.unwrap();
     assert_eq!(
         receipts.iter().map(|r| r.duplicate).collect::<Vec<_>>(),
-        [true, false, true, false, false]
+        [true, false, true, false, false, false]
     );
     assert_eq!(receipts[0].event, first[0].event);
     assert_eq!(receipts[2].event, receipts[1].event);
-    assert_eq!(claim(&store, 10, 2).await.len(), 4);
+    assert_eq!(claim(&store, 10, 2).await.len(), 5);
 }
 
 /// Promise 3.

@@ -28,6 +28,7 @@ pub async fn promise_15_a_subscriber_gets_the_past_once(harness: &impl Harness) 
                 event_name: "user.created".into(),
                 since_ms: 20,
                 subscriber: "crm".into(),
+                aliases: Vec::new(),
                 after,
                 limit: 2,
             };
@@ -57,10 +58,21 @@ pub async fn promise_15_a_subscriber_gets_the_past_once(harness: &impl Harness) 
         event_name: "user.created".into(),
         since_ms: 0,
         subscriber: "mail".into(),
+        aliases: Vec::new(),
         after: None,
         limit: 100,
     };
-    assert_eq!(store.add_past(mail, 50).await.unwrap().added, 0);
+    assert_eq!(store.add_past(mail.clone(), 50).await.unwrap().added, 0);
+    // Nor does who has had them under another name: "mail" had three, "crm" the last two of them.
+    let renamed = |old: &str| AddPast {
+        subscriber: "letters".into(),
+        aliases: vec![old.into(), "nobody".into()],
+        ..mail.clone()
+    };
+    for (old, added) in [("mail", 0), ("crm", 1)] {
+        let walked = store.add_past(renamed(old), 60).await.unwrap();
+        assert_eq!(walked.added, added, "known as {old}");
+    }
 }
 
 /// Promise 16.

@@ -26,7 +26,7 @@ pub(super) type Key = (EventId, Arc<str>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Room {
     pub(super) events: BTreeMap<EventId, Arc<StoredEvent>>,
-    pub(super) keys: HashMap<String, EventId>,
+    pub(super) keys: HashMap<(Arc<str>, String), EventId>,
     pub(super) last: i64,
     pub(super) unfinished: BTreeMap<Key, Life>,
     pub(super) dead: BTreeMap<Key, Life>,
@@ -38,7 +38,8 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn append(&mut self, event: NewEvent, now_ms: i64) -> Receipt {
-        if let Some(first) = event.key.as_ref().and_then(|key| self.keys.get(key)) {
+        let key = event.key.clone().map(|key| (event.name.clone(), key));
+        if let Some(first) = key.as_ref().and_then(|key| self.keys.get(key)) {
             return Receipt {
                 event: *first,
                 duplicate: true,
@@ -47,8 +48,8 @@ impl Room {
         }
         self.last += 1;
         let id = EventId::new(self.last);
-        if let Some(key) = &event.key {
-            self.keys.insert(key.clone(), id);
+        if let Some(key) = key {
+            self.keys.insert(key, id);
         }
         let mut claimed = Vec::new();
         for delivery in event.deliveries {
@@ -249,7 +250,9 @@ impl Room {
         for event in page {
             let key = (event.id, Arc::clone(&past.subscriber));
             let wanted = event.name == past.event_name && event.recorded_ms >= past.since_ms;
-            if wanted && !self.has(&key) {
+            let names = past.aliases.iter().chain([&past.subscriber]);
+            let mut known = names.map(|name| (event.id, Arc::clone(name)));
+            if wanted && !known.any(|key| self.has(&key)) {
                 self.unfinished.insert(key, Life::queued(now_ms, now_ms));
                 added += 1;
             }

@@ -33,7 +33,7 @@ struct Rows<'a> {
     events: Vec<(i64, &'a NewEvent, i64)>,
     deliveries: Vec<(i64, &'a Arc<str>, Life)>,
     /// The keys among them, which no statement finds yet.
-    keys: HashMap<&'a str, EventId>,
+    keys: HashMap<(&'a str, &'a str), EventId>,
 }
 
 /// Records batches, each with its time; the receipts are in their order. `may_claim`: whether
@@ -78,12 +78,12 @@ impl<'a> Rows<'a> {
         let Some(key) = &event.key else {
             return Ok(None);
         };
-        if let Some(first) = self.keys.get(&**key) {
+        if let Some(first) = self.keys.get(&(&*event.name, &**key)) {
             return Ok(Some(*first));
         }
         let first = conn
-            .prepare_cached("SELECT id FROM defer_events WHERE key = ?1")?
-            .query_row([key], |row| row.get(0))
+            .prepare_cached("SELECT id FROM defer_events WHERE key = ?1 AND name = ?2")?
+            .query_row([key, &*event.name], |row| row.get(0))
             .optional()?;
         Ok(first.map(EventId::new))
     }
@@ -104,7 +104,7 @@ impl<'a> Rows<'a> {
             self.deliveries.push((id, &delivery.subscriber, life));
         }
         if let Some(key) = &event.key {
-            self.keys.insert(key, number);
+            self.keys.insert((&event.name, key), number);
         }
         self.events.push((id, event, now_ms));
         Receipt {

@@ -63,7 +63,8 @@ fn classify(error: Error) -> StoreError {
         Some(ErrorCode::DiskFull) => StoreError::full(error),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::locked(error),
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => StoreError::read_only(error),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::corrupt(error),
+        Some(ErrorCode::NotADatabase) => StoreError::no_store(),
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::corrupt(error),
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => StoreError::io(error),
         _ => StoreError::other("SQLite refused", error),
     }

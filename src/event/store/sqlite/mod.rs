@@ -292,6 +292,12 @@ impl Store for Sqlite {
         Arc::clone(&self.shared.wakeups)
     }
 
+    fn probe(&self, now_ms: i64) -> StoreFuture<'_, ()> {
+        self.write(now_ms, false, move |desk| {
+            schema::probe(desk.conn(), now_ms)
+        })
+    }
+
     fn health(&self) -> Health {
         self.shared.health.lock().clone()
     }

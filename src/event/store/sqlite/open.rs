@@ -49,6 +49,18 @@ impl SqliteOptions {
     /// [`is_schema`](StoreError::is_schema) (written by a newer version),
     /// [`is_full`](StoreError::is_full), [`is_io`](StoreError::is_io).
     pub fn open(self) -> Result<Sqlite, StoreError> {
+        let directory = self.path.parent().filter(|it| !it.as_os_str().is_empty());
+        if directory.is_some_and(|it| !it.is_dir()) {
+            return Err(
+                StoreError::missing(std::io::Error::from(std::io::ErrorKind::NotFound))
+                    .at(&self.path),
+            );
+        }
+        let path = self.path.clone();
+        self.open_here().map_err(|error| error.at(&path))
+    }
+
+    fn open_here(self) -> Result<Sqlite, StoreError> {
         let lock = Lock::take(&self.path)?;
         let shared = Arc::<Shared>::default();
         let desk = |access| {

@@ -12,7 +12,7 @@
 //! | `defer_history` | which subscriber has had which event, and how that ended | pruned with its event |
 //! | `defer_replays` | which replay has replayed what | pruned with its event |
 //! | `defer_counts` | one row: how many there are of each state, kept in the same transactions | never |
-//! | `defer_meta` | `schema`: the version of these tables | never |
+//! | `defer_meta` | `schema`: the version of these tables; `probed_ms`: when it was last tried whether a write is possible | never |
 //!
 //! Columns that need a word:
 //!
@@ -62,7 +62,7 @@ const STEPS: &[&str] = &[
         context     TEXT,
         payload     TEXT NOT NULL
     );
-    CREATE UNIQUE INDEX defer_events_key ON defer_events (key) WHERE key IS NOT NULL;
+    CREATE UNIQUE INDEX defer_events_key ON defer_events (key, name) WHERE key IS NOT NULL;
 
     CREATE TABLE defer_deliveries (
         event       INTEGER NOT NULL,
@@ -137,6 +137,13 @@ const STEPS: &[&str] = &[
     ALTER TABLE defer_dead_letters ADD COLUMN since_ms INTEGER;
 ",
 ];
+
+/// Writes a row that says nothing, to see whether that is possible.
+pub(super) fn probe(conn: &Connection, now_ms: i64) -> Result<(), Fault> {
+    conn.prepare_cached("INSERT OR REPLACE INTO defer_meta VALUES ('probed_ms', ?1)")?
+        .execute([now_ms])?;
+    Ok(())
+}
 
 /// Brings the tables to the present version, or refuses a newer one. Runs inside the caller's
 /// transaction, so that a crash leaves the old version whole.

@@ -54,9 +54,15 @@ pub(super) fn add_past(desk: &mut Desk, past: &AddPast, now_ms: i64) -> Result<W
     let (steps, next) = steps(conn, past.after, past.limit)?;
     let mut added = 0;
     for (id, name, recorded_ms) in steps {
+        if *name != *past.event_name.as_bytes() || recorded_ms < past.since_ms {
+            continue;
+        }
+        let mut known = false;
+        for alias in &past.aliases {
+            known |= row::exists(conn, &(id, Arc::clone(alias)))?;
+        }
         let key = (id, Arc::clone(&past.subscriber));
-        let wanted = *name == *past.event_name.as_bytes() && recorded_ms >= past.since_ms;
-        if wanted && !row::exists(conn, &key)? {
+        if !known && !row::exists(conn, &key)? {
             row::insert(conn, Table::Deliveries, &key, &Life::queued(now_ms, now_ms))?;
             tally.add(State::Queued);
             added += 1;
