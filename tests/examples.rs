@@ -186,14 +186,14 @@ fn deliveries_looks_into_a_file_that_a_server_has_open_and_moves_its_dead_letter
     // The server notices by itself, and fails again.
     let discarded = "task discarded, now a dead letter task.name=\"newsletter\"";
     let replay = ["replay", "--name", "again", "--error-group", group];
-    assert_eq!(tool(&replay).1, "replayed: 1\n");
+    assert!(tool(&replay).1.starts_with("replayed: 1 (each once"));
     let deadline = Instant::now() + PATIENCE;
     while example.all(discarded).len() < 2 {
         assert!(Instant::now() < deadline, "never replayed: {example}");
         thread::yield_now();
     }
     example.get_until("/status", |body| body.contains("discarded: 1,"));
-    assert_eq!(tool(&replay).1, "replayed: 0\n");
+    assert!(tool(&replay).1.starts_with("replayed: 0 (each once"));
 
     let (code, _, complaint) = tool(&["discard"]);
     assert_eq!(code, Some(2));
