@@ -168,7 +168,11 @@ fn carry_out(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
     match order.verb {
         Verb::Counts => show_counts(&store.counts()?, out)?,
         Verb::Group => {
-            for group in store.group(&order.filter, shown)? {
+            let groups = store.group(&order.filter, shown)?;
+            if groups.is_empty() {
+                writeln!(out, "no dead letters")?;
+            }
+            for group in groups {
                 write!(out, "{:>8}  {}  ", group.count, group.subscriber)?;
                 writeln!(out, "{}  (last {})", group.error_group, ago(group.last_ms))?;
             }
@@ -193,7 +197,11 @@ fn carry_out(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
                 replay.limit = limit;
                 store.replay(&replay, now_ms())
             })?;
-            writeln!(out, "replayed: {replayed}")?;
+            let name = &order.name;
+            writeln!(
+                out,
+                "replayed: {replayed} (each once under the name {name:?})"
+            )?;
         }
         Verb::Discard => {
             let page = |limit| store.discard(&order.filter, limit, now_ms());

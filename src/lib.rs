@@ -207,7 +207,7 @@ pub use shutdown::{Shutdown, StopServing};
 pub use task::{AttemptRecord, IntoTask, Task, TaskContext, TaskId, TaskOutput, When};
 
 /// Their examples are compiled as documentation tests, and so cannot rot.
-#[cfg(all(doctest, feature = "axum", feature = "signal"))]
+#[cfg(all(doctest, feature = "axum", feature = "signal", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

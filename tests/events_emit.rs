@@ -466,7 +466,7 @@ fn two_types_with_one_name_are_found_at_the_start() {
 }
 
 #[test]
-#[should_panic(expected = "comes too late: these events have been cloned or given to a layer")]
+#[should_panic(expected = "comes too late: call it before these events are cloned")]
 fn a_subscriber_that_comes_too_late_is_found_at_the_start() {
     let events = events(&Book::new(), &["mail"]);
     let _layer = DeferLayer::new().events(events.clone());

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tower_defer::event::store::{
-    Filter, Keep, NewEvent, Sqlite, SqliteOptions, Start, State, Store,
+    Filter, Keep, Memory, NewEvent, Sqlite, SqliteOptions, Start, State, Store,
 };
 use tower_defer::event::{Event, Events, Subscriber};
-use tower_defer::{Executor, Retry};
+use tower_defer::{DeferLayer, Executor, Retry};
 
 use support::events::{Scratch, open, open_with};
 use support::{Gate, eventually, soon};
@@ -217,4 +217,28 @@ async fn health_recovers_though_nobody_records_anything() {
     shell.execute_batch("ROLLBACK").expect("free");
     // A load balancer sends nothing to it now, so nothing is recorded.
     eventually("health", || trouble().is_none()).await;
+}
+
+#[tokio::test]
+async fn events_that_were_started_before_their_layer_are_drained_with_it() {
+    let (began, gate) = (Said::default(), Gate::new());
+    let events = Events::new((began.clone(), gate.clone()))
+        .on(
+            "counts",
+            |(began, gate): (Said, Gate), _: Counted| async move {
+                say(&began, "begun");
+                gate.passed().await;
+            },
+        )
+        .store(Memory::new());
+    // On an executor of their own: nobody has said which.
+    events.start();
+    let layer = DeferLayer::new().events(events.clone());
+    let recorded = events.emit(Counted(1)).recorded();
+    soon("recorded", recorded).await.expect("recorded");
+    eventually("it runs", || !said(&began).is_empty()).await;
+    let (report, ()) = tokio::join!(layer.drain(support::DEADLINE), async { gate.open() });
+    assert_eq!((report.completed, report.timed_out), (1, false), "{report}");
+    let counts = events.counts().await.expect("counts");
+    assert_eq!((counts.finished, counts.running), (1, 0), "{counts:?}");
 }

@@ -138,6 +138,15 @@ fn signup_keeps_what_a_shutdown_does_not_finish() {
     // The running trial was let to its end.
     example.wait_for("trial started");
     assert!(example.line(report).contains("0 cancelled"), "{example}");
+    // An orderly end leaves one file that can be copied as it is.
+    let log = file.with_file_name(format!(
+        "{}-wal",
+        file.file_name().expect("a name").display()
+    ));
+    assert!(
+        std::fs::metadata(&log).map_or(0, |log| log.len()) == 0,
+        "{log:?}"
+    );
 
     let example = Example::start_with("signup", Some(&file));
     example.wait_for("mail sent");
@@ -186,14 +195,14 @@ fn deliveries_looks_into_a_file_that_a_server_has_open_and_moves_its_dead_letter
     // The server notices by itself, and fails again.
     let discarded = "task discarded, now a dead letter task.name=\"newsletter\"";
     let replay = ["replay", "--name", "again", "--error-group", group];
-    assert_eq!(tool(&replay).1, "replayed: 1\n");
+    assert!(tool(&replay).1.starts_with("replayed: 1 (each once"));
     let deadline = Instant::now() + PATIENCE;
     while example.all(discarded).len() < 2 {
         assert!(Instant::now() < deadline, "never replayed: {example}");
         thread::yield_now();
     }
     example.get_until("/status", |body| body.contains("discarded: 1,"));
-    assert_eq!(tool(&replay).1, "replayed: 0\n");
+    assert!(tool(&replay).1.starts_with("replayed: 0 (each once"));
 
     let (code, _, complaint) = tool(&["discard"]);
     assert_eq!(code, Some(2));

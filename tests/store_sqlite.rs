@@ -15,7 +15,7 @@ use event::event;
 use rusqlite::Connection;
 use scratch::Scratch;
 use tower_defer::event::store::{
-    DAMAGED, Filter, Settle, Settled, Sqlite, SqliteOptions, State, Store,
+    DAMAGED, Filter, Settle, Settled, Sqlite, SqliteOptions, State, Store, StoreError,
 };
 
 #[tokio::test]
@@ -29,13 +29,32 @@ async fn a_second_opener_is_told_who_has_it() {
     assert_eq!(pid, Some(std::process::id()));
     // Later than 2020: a real time, whatever the machine's clock says exactly.
     assert!(since_ms.unwrap() > 1_577_836_800_000);
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("process {}", std::process::id()))
-    );
+    let said = error.to_string();
+    assert!(said.starts_with(path.to_str().unwrap()), "{said}");
+    assert!(said.contains("in use by this very process"), "{said}");
     store.close().await.unwrap();
     Sqlite::open(&path).unwrap().close().await.unwrap();
+}
+
+#[test]
+fn an_error_of_the_opening_names_the_file_and_what_is_wrong() {
+    let scratch = Scratch::new("open-errors");
+    let text = scratch.path("notes.txt");
+    std::fs::write(&text, "no database, ".repeat(100)).unwrap();
+    let nowhere = scratch.path("nowhere").join("events.db");
+    for (path, is) in [
+        (text, StoreError::is_no_store as fn(&StoreError) -> bool),
+        (nowhere, StoreError::is_missing),
+    ] {
+        let error = Sqlite::open(&path).unwrap_err();
+        assert!(is(&error), "{error}");
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+        // What `main` prints.
+        assert!(format!("{error:?}").starts_with(&error.to_string()));
+    }
 }
 
 #[tokio::test]

@@ -26,7 +26,8 @@ pub struct DrainReport {
     /// Dead letters that are kept, in memory, when the report is made: from before the drain, too. They
     /// go with the process.
     pub dead_letters: u64,
-    /// Deliveries that stay in a store, their attempts not consumed.
+    /// Attempts of deliveries that went back to their store during the drain: unfinished and not
+    /// consumed, or to be tried again. What waits there besides is in `Events::counts`.
     pub kept: u64,
     /// Each task that did not complete, and why; at most 10,000 of them.
     pub unfinished: Vec<Unfinished>,
