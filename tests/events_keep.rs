@@ -214,6 +214,8 @@ async fn health_recovers_though_nobody_records_anything() {
     );
     let trouble = || events.health().expect("a store").trouble;
     assert!(trouble().is_some());
+    let emissions = events.emissions();
+    assert_eq!((emissions.recorded, emissions.not_recorded), (0, 1));
     shell.execute_batch("ROLLBACK").expect("free");
     // A load balancer sends nothing to it now, so nothing is recorded.
     eventually("health", || trouble().is_none()).await;

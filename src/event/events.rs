@@ -278,6 +278,13 @@ impl<S> Events<S> {
         self.hub.store()?.counts().await
     }
 
+    /// How many events were recorded, could not be, or were skipped by their condition, since the start of
+    /// this process. Without a store they are tasks: see [`Snapshot`](crate::Snapshot).
+    #[must_use]
+    pub fn emissions(&self) -> super::Emissions {
+        self.hub.emissions.so_far()
+    }
+
     /// How the store is; `None`: there is none. For a readiness probe.
     #[must_use]
     pub fn health(&self) -> Option<Health> {

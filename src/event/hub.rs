@@ -11,6 +11,7 @@ use std::panic::Location;
 use tokio::sync::{Notify, RwLock};
 
 use super::claim::{Claim, Settlement};
+use super::emissions::Tally;
 use super::events::Unheard;
 use super::outgoing::{Holder, Outgoing};
 use super::room::{Room, Window};
@@ -48,6 +49,7 @@ pub(crate) struct Core {
     ended_for_good: AtomicBool,
     pub(super) over: Notify,
     pub(super) trouble: Troubles,
+    pub(super) emissions: Tally,
     unheard_told: observe::Complaint,
     clock: Clock,
 }
@@ -96,6 +98,7 @@ impl Hub {
                 ended_for_good: AtomicBool::new(false),
                 over: Notify::new(),
                 trouble: Troubles::default(),
+                emissions: Tally::default(),
                 unheard_told: observe::Complaint::default(),
                 clock: Clock::new(),
             }),
@@ -109,14 +112,7 @@ impl Hub {
         location: &'static Location<'static>,
     ) -> Result<Prepared, EmitError> {
         let emit = emit.into_emit();
-        let name = <I::Event as Event>::NAME;
-        let listeners = self
-            .table
-            .listeners::<I::Event>()
-            .map_err(|_| EmitError::ambiguous(name))?;
-        if listeners.is_empty() {
-            self.nobody_listens(name, location)?;
-        }
+        let listeners = self.listeners::<I::Event>(location)?;
         if self.store.is_none() {
             let event = Arc::new(emit.event);
             let tasks = listeners
@@ -139,14 +135,7 @@ impl Hub {
         location: &'static Location<'static>,
     ) -> Result<NewEvent, EmitError> {
         let emit = emit.into_emit();
-        let name = <I::Event as Event>::NAME;
-        let listeners = self
-            .table
-            .listeners::<I::Event>()
-            .map_err(|_| EmitError::ambiguous(name))?;
-        if listeners.is_empty() {
-            self.nobody_listens(name, location)?;
-        }
+        let listeners = self.listeners::<I::Event>(location)?;
         let mut event = self.write(emit)?;
         for listener in listeners {
             let now_ms = clock::unix_ms(clock::wall_now());
@@ -167,21 +156,27 @@ impl Hub {
         Ok(event)
     }
 
-    fn nobody_listens(
+    /// Who hears of it; that nobody does is treated as was asked for.
+    fn listeners<E: Event>(
         &self,
-        name: &'static str,
         location: &'static Location<'static>,
-    ) -> Result<(), EmitError> {
-        match self.unheard {
-            Unheard::Allow => Ok(()),
-            Unheard::Error => Err(EmitError::unheard(name)),
-            Unheard::Warn => {
-                if self.unheard_told.is_due(self.clock.now()) {
-                    observe::unheard(name, location);
+    ) -> Result<&[Arc<Subscription>], EmitError> {
+        let listeners = self
+            .table
+            .listeners::<E>()
+            .map_err(|_| EmitError::ambiguous(E::NAME))?;
+        if listeners.is_empty() {
+            match self.unheard {
+                Unheard::Allow => {}
+                Unheard::Error => return Err(EmitError::unheard(E::NAME)),
+                Unheard::Warn => {
+                    if self.unheard_told.is_due(self.clock.now()) {
+                        observe::unheard(E::NAME, location);
+                    }
                 }
-                Ok(())
             }
         }
+        Ok(listeners)
     }
 }
 

@@ -43,6 +43,7 @@
 mod claim;
 mod context;
 mod courier;
+mod emissions;
 mod emit;
 mod emitted;
 mod events;
@@ -57,6 +58,7 @@ mod subscriber;
 mod table;
 
 pub use self::context::DeliveryContext;
+pub use self::emissions::Emissions;
 pub use self::emit::{Emit, IntoEmit};
 pub use self::emitted::{EmitError, Emitted, Recorded};
 pub use self::events::{Events, Unheard};

@@ -7,6 +7,7 @@ use super::store::NewEvent;
 use super::table::Subscription;
 use super::{EmitError, Recorded};
 use crate::executor::Executor;
+use crate::observe;
 use crate::sync::Arc;
 use crate::task::{Node, When};
 
@@ -17,7 +18,8 @@ pub(crate) struct Outgoing {
     pub(super) event: NewEvent,
     pub(super) listeners: Vec<Arc<Subscription>>,
     pub(crate) when: When,
-    pub(super) answer: oneshot::Sender<Result<(), EmitError>>,
+    /// None once it has been given: each is counted once.
+    answer: Option<oneshot::Sender<Result<(), EmitError>>>,
 }
 
 impl Outgoing {
@@ -33,7 +35,7 @@ impl Outgoing {
             event,
             listeners,
             when,
-            answer,
+            answer: Some(answer),
         };
         (outgoing, Recorded::answered(answered))
     }
@@ -42,9 +44,27 @@ impl Outgoing {
         &self.event.name
     }
 
-    pub(super) fn answer(self, result: Result<(), EmitError>) {
+    pub(super) fn answer(mut self, result: Result<(), EmitError>) {
+        let Some(answer) = self.answer.take() else {
+            return;
+        };
+        match &result {
+            Ok(()) => self.hub.emissions.recorded(1),
+            Err(error) if error.is_skipped() => self.hub.emissions.skipped(),
+            Err(_) => self.hub.emissions.not_recorded(1),
+        }
         // Nobody may be waiting for it.
-        let _ = self.answer.send(result);
+        let _ = answer.send(result);
+    }
+}
+
+impl Drop for Outgoing {
+    /// Its runtime ended, or there was none: not even then in silence.
+    fn drop(&mut self) {
+        if self.answer.is_some() {
+            self.hub.emissions.not_recorded(1);
+            observe::not_recorded(1);
+        }
     }
 }
 

@@ -217,10 +217,15 @@ async fn append(
         if let (true, Some(holder)) = (waits && !receipt.duplicate, &holder) {
             core.unreleased.lock().add(receipt.event, holder);
         }
-        let Outgoing { event, answer, .. } = outgoing;
-        lend(&core, receipt, event, now_ms, lent, holder.as_ref());
-        // Nobody may be waiting for it.
-        let _ = answer.send(Ok(()));
+        lend(
+            &core,
+            receipt,
+            &outgoing.event,
+            now_ms,
+            lent,
+            holder.as_ref(),
+        );
+        outgoing.answer(Ok(()));
     }
     drop(guard);
     Ok(())
@@ -254,7 +259,7 @@ fn with_deliveries(core: &Core, outgoing: &Outgoing, now_ms: i64) -> (NewEvent, 
 fn lend(
     core: &Arc<Core>,
     receipt: Receipt,
-    event: NewEvent,
+    event: &NewEvent,
     recorded_ms: i64,
     lent: Vec<Lending>,
     holder: Option<&Arc<dyn Holder>>,
@@ -264,10 +269,10 @@ fn lend(
     }
     let event = Arc::new(StoredEvent {
         id: receipt.event,
-        key: event.key,
-        name: event.name,
-        payload: event.payload,
-        context: event.context,
+        key: event.key.clone(),
+        name: event.name.clone(),
+        payload: event.payload.clone(),
+        context: event.context.clone(),
         recorded_ms,
     });
     let tokens: Vec<AttemptToken> = receipt.claimed;
