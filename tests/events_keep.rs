@@ -244,3 +244,17 @@ async fn events_that_were_started_before_their_layer_are_drained_with_it() {
     let counts = events.counts().await.expect("counts");
     assert_eq!((counts.finished, counts.running), (1, 0), "{counts:?}");
 }
+
+#[test]
+fn an_event_that_no_runtime_records_is_counted_and_its_emitter_told() {
+    let events = Events::new(())
+        .on("counts", |(), _: Counted| async {})
+        .store(Memory::new());
+    let emitted = events.emit(Counted(1));
+    assert!(emitted.is_accepted());
+    let emissions = events.emissions();
+    assert_eq!((emissions.recorded, emissions.not_recorded), (0, 1));
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let told = runtime.expect("a runtime").block_on(emitted.recorded());
+    assert!(told.is_err(), "{told:?}");
+}
