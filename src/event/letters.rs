@@ -34,10 +34,7 @@ impl DeliveryLetters {
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
-        let store = self.hub.store()?;
-        store
-            .list(State::Discarded, filter.clone(), after, limit)
-            .await
+        self.page(State::Discarded, filter, after, limit).await
     }
 
     /// Deliveries that nobody here can run: of an unknown subscriber or event, or with a payload that
@@ -52,10 +49,18 @@ impl DeliveryLetters {
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
+        self.page(State::Parked, filter, after, limit).await
+    }
+
+    async fn page(
+        &self,
+        state: State,
+        filter: &Filter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
         let store = self.hub.store()?;
-        store
-            .list(State::Parked, filter.clone(), after, limit)
-            .await
+        store.list(state, filter.clone(), after, limit).await
     }
 
     /// Dead letters that match, grouped by subscriber and error, the largest groups first.
