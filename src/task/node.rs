@@ -205,7 +205,9 @@ impl Node {
         if header.settings.is_some() {
             header.settings = None;
         }
-        header.origin = None;
+        if let Some(origin) = header.origin.take() {
+            Origin::let_go(origin);
+        }
         header.sequence = None;
         header.queued_at = Tick::ZERO;
         Some(shelf)
