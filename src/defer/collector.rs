@@ -218,11 +218,7 @@ impl Collector {
         let shared = scope.executor.shared();
         let used = self.is_used();
         let head = head();
-        let now = if used {
-            shared.clock.now()
-        } else {
-            Tick::ZERO
-        };
+        let now = if used { shared.clock.now() } else { Tick::ZERO };
         self.learn(|beside| {
             beside.known.head = Some((head, now));
             beside.elsewhere.move_to(Some(Stage::Response));

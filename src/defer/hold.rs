@@ -32,7 +32,10 @@ impl Hold {
     /// response.
     #[inline]
     pub(crate) fn answered(&mut self) -> bool {
-        self.0 = self.0.take().and_then(Collector::reuse_untouched);
+        let Some(collector) = self.0.take() else {
+            return false;
+        };
+        self.0 = Collector::reuse_untouched(collector);
         self.0.is_some()
     }
 
@@ -48,7 +51,6 @@ impl Hold {
     pub(crate) fn into_collector(mut self) -> Option<Arc<Collector>> {
         self.0.take()
     }
-
 }
 
 impl Drop for Hold {

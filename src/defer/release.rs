@@ -76,11 +76,7 @@ impl Collector {
         let scope = self.scope();
         let shared = scope.executor.shared();
         let used = self.is_used();
-        let now = if used {
-            shared.clock.now()
-        } else {
-            Tick::ZERO
-        };
+        let now = if used { shared.clock.now() } else { Tick::ZERO };
         let opened = self.gate.open(|beside| {
             let ending = match by {
                 By::Force => None,

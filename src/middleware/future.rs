@@ -19,9 +19,9 @@ use super::inline;
 #[cfg(feature = "events")]
 use super::recorded;
 #[cfg(feature = "events")]
-use crate::defer::{Mark, head_only};
-use crate::defer::{Collector, Ending, Head, Hold};
-use crate::response::{BodySeen, End};
+use crate::defer::head_only;
+use crate::defer::{Collector, Ending, Head, Hold, Mark};
+use crate::response::End;
 use crate::sync::Arc;
 
 /// The response future of a [`DeferService`](crate::DeferService).
@@ -56,18 +56,8 @@ pub(super) struct Unanswered {
     hold: Hold,
     /// We are within the inner service: dropped now, it has panicked.
     entered: bool,
-    asked: Asked,
-}
-
-/// What decides, beside the head, how the response ends.
-#[derive(Clone, Copy, Debug, Default)]
-struct Asked {
-    head: bool,
-    connect: bool,
-    http1: bool,
-    /// The answer was not given.
-    #[cfg(feature = "events")]
-    refused: bool,
+    /// What of the request decides how its response ends.
+    asked: Mark,
 }
 
 impl<F: Future> DeferFuture<F> {
@@ -176,7 +166,9 @@ where
         match &mut result {
             Ok(response) if recorded.is_err() => {
                 recorded::refuse(response);
-                self.unanswered.asked.refused = true;
+                // Its body is empty.
+                let empty = Mark::REFUSED.and(Mark::BODILESS);
+                self.unanswered.asked = self.unanswered.asked.and(empty);
             }
             // What failed already fails as it did.
             Ok(_) | Err(_) => {}
@@ -197,13 +189,10 @@ impl Unanswered {
     }
 
     pub(super) fn new<B>(collector: Arc<Collector>, request: &Request<B>) -> Self {
-        let asked = Asked {
-            head: request.method() == Method::HEAD,
-            connect: request.method() == Method::CONNECT,
-            http1: request.version() <= Version::HTTP_11,
-            #[cfg(feature = "events")]
-            refused: false,
-        };
+        let asked = Mark::BODILESS
+            .when(request.method() == Method::HEAD)
+            .and(Mark::CONNECT.when(request.method() == Method::CONNECT))
+            .and(Mark::HTTP1.when(request.version() <= Version::HTTP_11));
         Self {
             hold: Hold::first(collector),
             entered: true,
@@ -214,8 +203,11 @@ impl Unanswered {
     /// The inner service has come back.
     #[inline]
     pub(super) fn left(&mut self) -> Self {
-        self.entered = false;
-        std::mem::take(self)
+        Self {
+            hold: std::mem::take(&mut self.hold),
+            entered: false,
+            asked: self.asked,
+        }
     }
 
     /// The request is an outer layer's.
@@ -238,30 +230,23 @@ impl Unanswered {
     fn watch<B: Body>(&mut self, response: &Response<B>) -> Watch {
         // What the body answers is the user's code.
         self.entered = true;
-        let hint = response.body().size_hint();
         let status = response.status();
-        let seen = BodySeen {
-            upgraded: status == StatusCode::SWITCHING_PROTOCOLS
-                || (self.asked.connect && status.is_success()),
-            bodiless: self.asked.head
-                || status == StatusCode::NO_CONTENT
-                || status == StatusCode::NOT_MODIFIED
-                || response.body().is_end_stream(),
-            declared: declared_length(response.headers()).or(hint.exact()),
-            http1: self.asked.http1,
-            ..BodySeen::default()
-        };
+        let upgraded = status == StatusCode::SWITCHING_PROTOCOLS
+            || (self.asked.has(Mark::CONNECT) && status.is_success());
+        let bodiless = status == StatusCode::NO_CONTENT
+            || status == StatusCode::NOT_MODIFIED
+            || response.body().is_end_stream();
+        let declared =
+            declared_length(response.headers()).or_else(|| response.body().size_hint().exact());
         self.entered = false;
+        let marks = self
+            .asked
+            .and(Mark::UPGRADED.when(upgraded))
+            .and(Mark::BODILESS.when(bodiless));
         let hold = std::mem::take(&mut self.hold);
         if let Some(collector) = hold.collector() {
             collector.head(|| head_of(response));
-            collector.seen().begin(seen);
-            #[cfg(feature = "events")]
-            if self.asked.refused {
-                // Its body is empty.
-                collector.seen().mark(Mark::REFUSED);
-                collector.seen().mark(Mark::BODILESS);
-            }
+            collector.seen().begin(marks, declared);
         }
         Watch::new(hold)
     }
