@@ -54,7 +54,9 @@ impl<T: Link, S: Default> Gate<T, S> {
         self.pushed = AtomicUsize::new(0);
         let state = self.state.get_mut();
         state.open = false;
-        state.items = Fifo::new();
+        if !state.items.is_empty() {
+            state.items = Fifo::new();
+        }
         state.beside = S::default();
     }
 

@@ -48,7 +48,7 @@ impl Collector {
 
     /// The body is over, and no holder any more.
     pub(crate) fn finish(mut this: Arc<Self>, ending: Ending) {
-        if Self::is_of_no_concern(&mut this) {
+        if !this.is_used() && Self::is_of_no_concern(&mut this) {
             this.close();
             return Self::reuse_if_last(this);
         }
@@ -59,6 +59,8 @@ impl Collector {
             this.release(By::TheBody(ending));
             return Self::reuse_if_last(this);
         }
+        // A sign of life, and no waiting for the next frame any more.
+        this.asked(false);
         this.end(ending);
         this.close();
         Self::let_go(this);
@@ -85,13 +87,14 @@ impl Collector {
             };
             let ending = ending.unwrap_or_else(|| Ending::stalled(self.progress.bytes()));
             let info = beside.known.record(now, ending);
-            let origin = Origin::new(info, beside.follows.take());
-            beside.origin = Some(origin.clone());
-            (
-                beside.place_in_sweep.take(),
-                beside.elsewhere.take(),
-                origin,
-            )
+            let others_first = !self.seen.is_written_at_once(info.bytes);
+            let origin = Origin::new(info, others_first, beside.follows.take());
+            let place = beside.place_in_sweep.take();
+            // Beside the caller and the sweep, somebody may ask for it.
+            if Arc::strong_count(self) > 1 + usize::from(place.is_some()) {
+                beside.origin = Some(origin.clone());
+            }
+            (place, beside.elsewhere.take(), origin)
         });
         let Some((tasks, (place, elsewhere, origin))) = opened else {
             return 0;
@@ -105,11 +108,13 @@ impl Collector {
             let now = if used { now } else { shared.clock.now() };
             shared.enqueue(tasks, &origin, now);
         }
-        for (executor, tasks) in elsewhere.into_iter().flatten() {
-            count += tasks.len();
-            // Its clock is another one.
-            let shared = executor.shared();
-            shared.enqueue(tasks, &origin, shared.clock.now());
+        if let Some(elsewhere) = elsewhere {
+            for (executor, tasks) in elsewhere {
+                count += tasks.len();
+                // Its clock is another one.
+                let shared = executor.shared();
+                shared.enqueue(tasks, &origin, shared.clock.now());
+            }
         }
         if count == 0 {
             return 0;

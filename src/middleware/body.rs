@@ -178,7 +178,6 @@ impl Watch {
             collector.seen().mark(Mark::FAILED);
             body_error = Some("the body panicked".into());
         }
-        collector.asked(false);
         let seen = collector.seen_so_far();
         let ending = Ending {
             end: classify(seen),

@@ -210,12 +210,6 @@ impl Unanswered {
         }
     }
 
-    /// The request is an outer layer's.
-    pub(super) fn withdraw(&mut self) {
-        let of_concern = self.hold.answered();
-        debug_assert!(!of_concern, "nobody has seen its collector");
-    }
-
     /// There is a head. Returns what to watch its body with, if anyone cares.
     #[inline]
     fn answer<B: Body>(&mut self, response: &Response<B>) -> Watch {

@@ -48,25 +48,26 @@ where
             request.extensions_mut().insert(inner);
             return DeferFuture::inner(self.inner.call(request));
         }
+        if let Some(outer) = request.extensions().get::<Defer>() {
+            // An inner layer: one collector per request, so that nothing fires before the outer body
+            // is out.
+            let inner = outer.inner(&self.scope);
+            request.extensions_mut().insert(inner);
+            return DeferFuture::inner(self.inner.call(request));
+        }
         let collector = Collector::open(self.scope.clone());
         // From here on, so that a panic in the inner `call` is seen as one.
         let mut unanswered = Unanswered::new(collector.clone(), &request);
         #[cfg(feature = "test-util")]
         if let Some(test) = &self.scope.test {
-            if request.extensions().get::<Defer>().is_none() && test.probes(&collector) {
+            if test.probes(&collector) {
                 test.attach(&self.scope.executor);
                 let probe = crate::test_util::Probe(Defer::new(collector));
                 request.extensions_mut().insert(probe);
                 return self.enter(request, &mut unanswered);
             }
         }
-        if let Some(outer) = request.extensions_mut().insert(Defer::new(collector)) {
-            // An inner layer: one collector per request, so that nothing fires before the outer body
-            // is out.
-            request.extensions_mut().insert(outer.inner(&self.scope));
-            unanswered.withdraw();
-            return DeferFuture::inner(self.inner.call(request));
-        }
+        request.extensions_mut().insert(Defer::new(collector));
         self.enter(request, &mut unanswered)
     }
 }

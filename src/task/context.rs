@@ -16,6 +16,8 @@ use crate::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) response: ResponseInfo,
+    /// Another task may have to write the response's last bytes: it is to go before these tasks.
+    pub(crate) others_first: bool,
     /// The span in which the request's first task was registered.
     pub(crate) follows: Option<Follows>,
 }
@@ -27,8 +29,16 @@ thread_local! {
 }
 
 impl Origin {
-    pub(crate) fn new(response: ResponseInfo, follows: Option<Follows>) -> Arc<Self> {
-        let new = Self { response, follows };
+    pub(crate) fn new(
+        response: ResponseInfo,
+        others_first: bool,
+        follows: Option<Follows>,
+    ) -> Arc<Self> {
+        let new = Self {
+            response,
+            others_first,
+            follows,
+        };
         if let Some(mut pooled) = POOL.try_with(Pool::take).ok().flatten() {
             if let Some(origin) = Arc::get_mut(&mut pooled) {
                 *origin = new;
