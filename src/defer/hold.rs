@@ -48,7 +48,7 @@ impl Hold {
 
     /// Whoever gets the collector is the holder now, until [`Collector::finish`].
     #[inline]
-    pub(crate) fn into_collector(mut self) -> Option<Arc<Collector>> {
+    pub(crate) fn pass_on(&mut self) -> Option<Arc<Collector>> {
         self.0.take()
     }
 }

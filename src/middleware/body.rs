@@ -30,17 +30,17 @@ use crate::sync::Arc;
 pub struct DeferBody<B> {
     #[pin]
     inner: B,
-    /// After `inner`, so that it is dropped after it: what the inner body holds (permits, connections,
-    /// spans) is free when a task starts.
-    watch: Watch,
+    /// None where nobody can have registered anything. After `inner`, so that it is dropped after it:
+    /// what the inner body holds (permits, connections, spans) is free when a task starts.
+    watch: Option<Watch>,
 }
 
-/// Sees to a body. Its drop says how it ended. Two words, because a body is moved about often: what is seen
+/// Sees to a body. Its drop says how it ended. Small, because a body is moved about often: what is seen
 /// is in the collector.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Watch {
     rare: Option<Box<Rare>>,
-    /// None where nobody can have registered anything. It is a holder of the collector.
+    /// Of which this is a holder. None at the end.
     collector: Option<Arc<Collector>>,
 }
 
@@ -58,7 +58,7 @@ struct Rare {
 const PIECE: usize = 256 * 1024;
 
 impl<B> DeferBody<B> {
-    pub(super) fn new(inner: B, watch: Watch) -> Self {
+    pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
         Self { inner, watch }
     }
 
@@ -66,8 +66,8 @@ impl<B> DeferBody<B> {
         #[cfg(feature = "events")]
         let refused = self
             .watch
-            .collector
             .as_ref()
+            .and_then(|watch| watch.collector.as_ref())
             .is_some_and(|collector| collector.seen().has(Mark::REFUSED));
         #[cfg(not(feature = "events"))]
         let refused = false;
@@ -76,7 +76,7 @@ impl<B> DeferBody<B> {
 
     /// What the server has not asked for yet of a chunk that was cut.
     fn rest(&self) -> u64 {
-        rest(&self.watch.rare)
+        self.watch.as_ref().map_or(0, |watch| rest(&watch.rare))
     }
 }
 
@@ -93,8 +93,11 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let Watch { rare, collector } = this.watch;
-        let Some(collector) = collector else {
+        let Some(Watch {
+            rare,
+            collector: Some(collector),
+        }) = this.watch
+        else {
             return this.inner.poll_frame(cx);
         };
         let seen = collector.seen();
@@ -163,11 +166,11 @@ where
 }
 
 impl Watch {
-    pub(super) fn new(hold: Hold) -> Self {
-        let collector = hold.into_collector();
+    /// The collector's holder from now on.
+    pub(super) fn new(collector: Arc<Collector>) -> Self {
         Self {
             rare: None,
-            collector,
+            collector: Some(collector),
         }
     }
 

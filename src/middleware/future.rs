@@ -61,11 +61,6 @@ pub(super) struct Unanswered {
 }
 
 impl<F: Future> DeferFuture<F> {
-    /// Of an inner layer.
-    pub(super) fn inner(inner: F) -> Self {
-        Self::new(inner, Unanswered::default())
-    }
-
     #[inline]
     pub(super) fn new(inner: F, unanswered: Unanswered) -> Self {
         Self {
@@ -93,7 +88,7 @@ where
         if let Some(inline) = this.inline {
             return inline
                 .poll(cx)
-                .map_ok(|r| r.map(|body| DeferBody::new(body, Watch::default())));
+                .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
         }
         #[cfg(not(feature = "events"))]
         let polled = this.poll_inner(cx);
@@ -107,7 +102,7 @@ where
                 let inline = this.inline.insert(inline::Inline::new(result, tasks));
                 return inline
                     .poll(cx)
-                    .map_ok(|r| r.map(|body| DeferBody::new(body, Watch::default())));
+                    .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
             }
             _ => polled,
         };
@@ -117,7 +112,7 @@ where
             Poll::Ready(Ok(response)) => this.unanswered.answer(response),
             Poll::Ready(Err(_)) => {
                 this.unanswered.finish(End::Failed);
-                Watch::default()
+                None
             }
         };
         polled.map_ok(|response| response.map(|body| DeferBody::new(body, watch)))
@@ -212,16 +207,10 @@ impl Unanswered {
 
     /// There is a head. Returns what to watch its body with, if anyone cares.
     #[inline]
-    fn answer<B: Body>(&mut self, response: &Response<B>) -> Watch {
-        if self.hold.answered() {
-            self.watch(response)
-        } else {
-            Watch::default()
+    fn answer<B: Body>(&mut self, response: &Response<B>) -> Option<Watch> {
+        if !self.hold.answered() {
+            return None;
         }
-    }
-
-    #[inline]
-    fn watch<B: Body>(&mut self, response: &Response<B>) -> Watch {
         // What the body answers is the user's code.
         self.entered = true;
         let status = response.status();
@@ -237,12 +226,10 @@ impl Unanswered {
             .asked
             .and(Mark::UPGRADED.when(upgraded))
             .and(Mark::BODILESS.when(bodiless));
-        let hold = std::mem::take(&mut self.hold);
-        if let Some(collector) = hold.collector() {
-            collector.head(|| head_of(response));
-            collector.seen().begin(marks, declared);
-        }
-        Watch::new(hold)
+        let collector = self.hold.pass_on()?;
+        collector.head(|| head_of(response));
+        collector.seen().begin(marks, declared);
+        Some(Watch::new(collector))
     }
 
     /// What the test kit's inline mode waits for.
@@ -266,7 +253,7 @@ impl Unanswered {
             bytes: response.body().size_hint().exact().unwrap_or_default(),
             ..Ending::without_response(End::Complete)
         };
-        if let Some(collector) = std::mem::take(&mut self.hold).into_collector() {
+        if let Some(collector) = self.hold.pass_on() {
             Collector::finish(collector, ending);
         }
     }

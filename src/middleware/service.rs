@@ -46,14 +46,14 @@ where
         if let Some(probe) = request.extensions_mut().remove::<crate::test_util::Probe>() {
             let inner = probe.0.inner_alone(&self.scope);
             request.extensions_mut().insert(inner);
-            return DeferFuture::inner(self.inner.call(request));
+            return self.enter(request, &mut Unanswered::default());
         }
         if let Some(outer) = request.extensions().get::<Defer>() {
             // An inner layer: one collector per request, so that nothing fires before the outer body
             // is out.
             let inner = outer.inner(&self.scope);
             request.extensions_mut().insert(inner);
-            return DeferFuture::inner(self.inner.call(request));
+            return self.enter(request, &mut Unanswered::default());
         }
         let collector = Collector::open(self.scope.clone());
         // From here on, so that a panic in the inner `call` is seen as one.
@@ -80,6 +80,12 @@ impl<S> DeferService<S> {
     where
         S: Service<R, Future: Future>,
     {
-        DeferFuture::new(self.inner.call(request), unanswered.left())
+        DeferFuture::new(enter(&mut self.inner, request), unanswered.left())
     }
+}
+
+/// Apart, too: a future that is put together in the caller would be moved once more.
+#[inline(never)]
+fn enter<S: Service<R>, R>(inner: &mut S, request: R) -> S::Future {
+    inner.call(request)
 }
