@@ -3,6 +3,8 @@
 //! Most requests defer nothing, and for them the collector is what the layer costs: making and dropping
 //! one was 260 of their 1,360 instructions.
 //!
+//! One that was used is emptied where it lies: made anew as a whole, it cost 80 instructions more.
+//!
 //! Invariant: what is kept is as new: nobody has touched it, or all of it was replaced. It has no scope, so
 //! that it holds no executor.
 

@@ -53,8 +53,8 @@ impl Collector {
             return Self::reuse_if_last(this);
         }
         if this.gate.is_held_once() {
-            // One look under the lock instead of two. What was emitted before the head is not there any
-            // more.
+            // One look under the lock instead of two. No event waits for it: with the head, those that were
+            // emitted before it went to be recorded.
             this.close();
             this.release(By::TheBody(ending));
             return Self::reuse_if_last(this);
@@ -90,7 +90,7 @@ impl Collector {
             let others_first = !self.seen.is_written_at_once(info.bytes);
             let origin = Origin::new(info, others_first, beside.follows.take());
             let place = beside.place_in_sweep.take();
-            // Beside the caller and the sweep, somebody may ask for it.
+            // Unless nobody is left who could ask for it: the caller goes, and the sweep asks for less.
             if Arc::strong_count(self) > 1 + usize::from(place.is_some()) {
                 beside.origin = Some(origin.clone());
             }

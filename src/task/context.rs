@@ -23,8 +23,8 @@ pub(crate) struct Origin {
 }
 
 thread_local! {
-    /// In a burst they are more than the allocator keeps at hand: they cost 242 of 4,174 instructions of a
-    /// request that defers one task.
+    /// In a burst they are more than the allocator keeps at hand: making and dropping one was 242 of the 4,174
+    /// instructions of a request that defers one task, and is 96.
     static POOL: Pool<Origin> = const { Pool::new() };
 }
 
