@@ -154,19 +154,17 @@ impl Program {
 
 /// Whether a program works can be seen in the build that the tests use, which is there already.
 fn unoptimised<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    let mut rest = words.iter().copied().filter(|word| *word != "--release");
-    let mut words: Vec<&str> = rest.by_ref().take(2).collect();
-    if words[1] == "bench" {
-        words.extend(["--profile", "dev"]);
-    }
-    while let Some(word) = rest.next() {
-        words.push(word);
-        if word == "--profile" {
-            rest.next();
-            words.push("dev");
+    let mut words = words.iter().copied();
+    let mut other = Vec::new();
+    while let Some(word) = words.next() {
+        match word {
+            "--release" => {}
+            "--profile" | "--features" => drop(words.next()),
+            "bench" => other.extend(["bench", "--profile", "dev", "--all-features"]),
+            word => other.push(word),
         }
     }
-    words
+    other
 }
 
 /// The root of the repository.
