@@ -187,7 +187,7 @@ impl Shared {
             tasks = self.sort(tasks);
         }
         if !tasks.is_empty() {
-            self.wake(self.queue.push(tasks));
+            self.wake(self.queue.push(tasks, origin.others_first));
         }
         observe::changed(self);
         self.cancel_if_abandoned();
@@ -208,8 +208,9 @@ impl Shared {
         };
         match node.body().about().kind {
             Kind::Async | Kind::AsyncWithContext => {
-                let released = node.header().origin.is_some();
-                self.wake(self.queue.push_one(node, released));
+                let origin = node.header().origin.as_ref();
+                let others_first = origin.is_some_and(|origin| origin.others_first);
+                self.wake(self.queue.push_one(node, others_first));
             }
             Kind::Blocking => self.push_blocking(node),
         }
