@@ -269,7 +269,9 @@ fn by_allocations(lines: bool, grown: &mut Vec<String>) {
     let each = |name| allocations_of(name, SHORT);
     let added = each("request+defer") - each("request+add_extension");
     let per_task = (each("whole defer 4/64") - each("whole defer 1/64")) / 3.0;
-    let queued = in_runtime(async { tasks::queued_bytes(4096) });
+    // On a thread that has no boxes of tasks that have ended: those would be missing in the count.
+    let queued = std::thread::spawn(|| in_runtime(async { tasks::queued_bytes(4096) }));
+    let queued = queued.join().expect("the measuring thread");
     let ours = queued.once.saturating_sub(queued.future);
     let theirs = queued.spawned.saturating_sub(queued.future);
     println!();
@@ -280,7 +282,7 @@ fn by_allocations(lines: bool, grown: &mut Vec<String>) {
     ] {
         // A worker's start may fall into the count; a hundredth is no allocation per task.
         let ratio = figure / wanted - 0.01;
-        let said = if ratio <= 1.0 { "met" } else { "NOT MET" };
+        let said = verdict(ratio, Some(1.0));
         println!("{number:>3}  {what:<46} {figure:>10.2} at most {wanted:.0}  {said}");
         if lines {
             println!("target {number} | {what} | | {figure:.2} | | ≤ {wanted} | {said}");
