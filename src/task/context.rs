@@ -48,8 +48,9 @@ impl Origin {
         Arc::new(new)
     }
 
-    /// A task of it is over.
-    #[inline]
+    /// A task of it is over. Not inlined: tasks without a request are emptied by the same code, and it cost
+    /// them 30 of 742 instructions.
+    #[inline(never)]
     pub(super) fn let_go(mut this: Arc<Self>) {
         if let Some(origin) = Arc::get_mut(&mut this) {
             origin.response.body_error = None;
