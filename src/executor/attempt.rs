@@ -137,10 +137,6 @@ pub(super) fn begin_plain(
         sequence: node.sequence(),
         function,
         location: node.header().location,
-        limit: shared.limit,
-        since: None,
-        first_seen: None,
-        stuck: None,
     });
     observe::changed(shared);
     shared.watch.wake(shared);

@@ -25,6 +25,8 @@ pub(crate) struct Slots(Mutex<Vec<Arc<Slot>>>);
 /// nothing. Both saved 70 of a ready task's 845 instructions.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
+    /// How long an attempt of a plain task may take.
+    limit: Duration,
     state: AtomicU32,
     record: Mutex<Record>,
     abort: Mutex<Option<AbortHandle>>,
@@ -38,7 +40,7 @@ const ABANDONED: u32 = 2;
 enum Record {
     #[default]
     Nothing,
-    Plain(Plain),
+    Plain(Plain, Option<Learnt>),
     Full(Running),
 }
 
@@ -48,10 +50,14 @@ pub(super) struct Plain {
     pub(super) sequence: Sequence,
     pub(super) function: fn() -> &'static str,
     pub(super) location: &'static Location<'static>,
-    pub(super) limit: Duration,
-    pub(super) since: Option<Tick>,
-    pub(super) first_seen: Option<Instant>,
-    pub(super) stuck: Option<Duration>,
+}
+
+/// What is learnt of an attempt of a plain task while it runs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Learnt {
+    since: Option<Tick>,
+    first_seen: Option<Instant>,
+    stuck: Option<Duration>,
 }
 
 /// An attempt under way.
@@ -79,8 +85,11 @@ pub(crate) struct Running {
 }
 
 impl Slots {
-    pub(crate) fn add(&self) -> Arc<Slot> {
-        let slot = Arc::new(Slot::default());
+    pub(crate) fn add(&self, limit: Duration) -> Arc<Slot> {
+        let slot = Arc::new(Slot {
+            limit,
+            ..Slot::default()
+        });
         self.0.lock().push(slot.clone());
         slot
     }
@@ -122,8 +131,11 @@ impl Slot {
     pub(super) fn begin_plain(&self, plain: Plain) {
         let mut record = self.record.lock();
         match &mut *record {
-            Record::Plain(last) => *last = plain,
-            other => *other = Record::Plain(plain),
+            Record::Plain(last, learnt) => {
+                *last = plain;
+                *learnt = None;
+            }
+            other => *other = Record::Plain(plain, None),
         }
         self.state.store(RUNNING, Ordering::Release);
     }
@@ -146,7 +158,7 @@ impl Slot {
         self.state
             .compare_exchange(RUNNING, ABANDONED, Ordering::AcqRel, Ordering::Acquire)
             .ok()?;
-        record.running(false)
+        record.running(self.limit, false)
     }
 
     pub(crate) fn with<R>(&self, see: impl FnOnce(&mut Running) -> R) -> Option<R> {
@@ -155,14 +167,16 @@ impl Slot {
         if state == IDLE {
             return None;
         }
-        let mut running = record.running(state == ABANDONED)?;
+        let mut running = record.running(self.limit, state == ABANDONED)?;
         let seen = see(&mut running);
         match &mut *record {
             Record::Nothing => {}
-            Record::Plain(plain) => {
-                plain.since = running.since;
-                plain.first_seen = running.first_seen;
-                plain.stuck = running.stuck;
+            Record::Plain(_, learnt) => {
+                *learnt = Some(Learnt {
+                    since: running.since,
+                    first_seen: running.first_seen,
+                    stuck: running.stuck,
+                });
             }
             Record::Full(full) => *full = running,
         }
@@ -182,20 +196,20 @@ impl Slot {
 }
 
 impl Record {
-    fn running(&self, abandoned: bool) -> Option<Running> {
+    fn running(&self, limit: Duration, abandoned: bool) -> Option<Running> {
         match self {
             Record::Nothing => None,
-            Record::Plain(plain) => Some(Running {
+            Record::Plain(plain, learnt) => Some(Running {
                 id: plain.sequence.id(),
                 name: Name::Function(plain.function),
                 location: plain.location,
                 attempt: 1,
-                limit: plain.limit,
+                limit,
                 blocking: false,
                 token: None,
-                since: plain.since,
-                first_seen: plain.first_seen,
-                stuck: plain.stuck,
+                since: learnt.and_then(|learnt| learnt.since),
+                first_seen: learnt.and_then(|learnt| learnt.first_seen),
+                stuck: learnt.and_then(|learnt| learnt.stuck),
                 abandoned,
                 lent: false,
             }),

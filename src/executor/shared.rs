@@ -194,14 +194,18 @@ impl Shared {
     }
 
     /// As [`enqueue`](Self::enqueue), for one.
+    #[inline]
     pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<Origin>>) {
+        if origin.is_some() {
+            node.header_mut().origin = origin;
+        }
+        self.enqueue_alone(node);
+    }
+
+    fn enqueue_alone(self: &Arc<Self>, mut node: Node) {
         #[cfg(feature = "events")]
         node.tell_released();
-        let header = node.header_mut();
-        header.queued_at = self.clock.now();
-        if origin.is_some() {
-            header.origin = origin;
-        }
+        node.header_mut().queued_at = self.clock.now();
         #[cfg(feature = "test-util")]
         let Some(node) = self.held.keep(node) else {
             return observe::changed(self);
@@ -270,6 +274,12 @@ impl Shared {
         if !matches!(wake, Wake::Nobody) {
             self.wake_one(wake);
         }
+    }
+
+    /// A worker leaves tasks behind.
+    #[cold]
+    pub(super) fn tell_another(self: &Arc<Self>) {
+        self.wake(self.queue.poke());
     }
 
     #[cold]

@@ -49,7 +49,7 @@ pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
         shared.queue.abandon(&me);
         return;
     };
-    let slot = shared.slots.add();
+    let slot = shared.slots.add(shared.limit);
     let worker = Worker {
         shared: shared.clone(),
         me,
@@ -85,15 +85,18 @@ impl Worker {
             ready!(self.attempted(node, begun, polled, cx));
         }
         loop {
-            let (next, wake) = self.shared.queue.poll_next(&mut self.me, cx.waker());
-            self.shared.wake(wake);
-            match next {
-                Poll::Ready(Next::Run(node)) => ready!(self.begin(node, cx)),
-                Poll::Ready(Next::YieldFirst) => return Poll::Ready(Turn::Yield),
+            match self.shared.queue.next(&mut self.me, cx.waker()) {
+                Next::Run(node, others) => {
+                    if others {
+                        self.shared.tell_another();
+                    }
+                    ready!(self.begin(node, cx));
+                }
+                Next::YieldFirst => return Poll::Ready(Turn::Yield),
                 // The watch retires it, and it needs no timer for that: 500 of 3,900 instructions of a task
                 // that comes alone.
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Next::End) => {
+                Next::Park => return Poll::Pending,
+                Next::End => {
                     self.ended = true;
                     return Poll::Ready(Turn::End);
                 }

@@ -109,11 +109,11 @@ impl Node {
     }
 
     /// Gives the task its identity, once: a replayed one keeps it.
-    pub(crate) fn identify(&mut self) -> TaskId {
-        self.header_mut()
+    pub(crate) fn identify(&mut self) -> Sequence {
+        *self
+            .header_mut()
             .sequence
             .get_or_insert_with(Sequence::next)
-            .id()
     }
 
     pub(crate) fn name(&self) -> Name {
@@ -207,7 +207,6 @@ impl Node {
         }
         header.origin = None;
         header.sequence = None;
-        header.queued_at = Tick::ZERO;
         Some(shelf)
     }
 }

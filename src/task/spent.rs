@@ -11,6 +11,7 @@
 use std::any::{Any, TypeId};
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
+use std::mem::ManuallyDrop;
 
 use super::{Link, Node};
 
@@ -28,18 +29,34 @@ pub(super) const fn is_kept<T>() -> bool {
 const SHELVES: usize = 16;
 
 thread_local! {
-    static SHELF: Shelves = const {
-        Shelves {
+    /// Nothing is done with it at the end of its thread, so that a task that looks at it need not ask
+    /// whether that has come: [`ATTENDANT`] does what is to be done. Saves XX of YY instructions of a task.
+    static SHELVES_HERE: ManuallyDrop<Shelves> = const {
+        ManuallyDrop::new(Shelves {
             stacks: [const { Cell::new(None) }; SHELVES],
             kept: Cell::new(0),
+            room: Cell::new(0),
             next: Cell::new(0),
-        }
+        })
     };
+
+    /// Comes with the first box, and clears the shelves at the end of the thread.
+    static ATTENDANT: Attendant = const { Attendant };
+}
+
+struct Attendant;
+
+impl Drop for Attendant {
+    fn drop(&mut self) {
+        SHELVES_HERE.with(|shelves| shelves.close());
+    }
 }
 
 struct Shelves {
     stacks: [Cell<Option<Node>>; SHELVES],
     kept: Cell<usize>,
+    /// None while there is no attendant.
+    room: Cell<usize>,
     /// Which shelf was last made room on.
     next: Cell<usize>,
 }
@@ -60,14 +77,13 @@ impl Shelf {
     /// A task made of an emptied one, with the content taken out of `content`.
     #[inline(always)]
     pub(super) fn take(self, content: &mut dyn Any) -> Option<Node> {
-        let mut node = SHELF.try_with(|shelves| shelves.pop(self)).ok()??;
+        let mut node = SHELVES_HERE.with(|shelves| shelves.pop(self))?;
         node.body_mut().refill(content).then_some(node)
     }
 
     #[inline(always)]
     pub(super) fn put(self, node: Node) {
-        // An error: the thread is ending, and the box is dropped.
-        let _ = SHELF.try_with(|shelves| shelves.push(self, node));
+        SHELVES_HERE.with(|shelves| shelves.push(self, node));
     }
 }
 
@@ -83,7 +99,7 @@ impl Shelves {
 
     #[inline(always)]
     fn push(&self, shelf: Shelf, mut node: Node) {
-        if self.kept.get() < KEPT || self.make_room(shelf) {
+        if self.kept.get() < self.room.get() || self.make_room(shelf) {
             let stack = &self.stacks[usize::from(shelf.0) % SHELVES];
             *node.link() = stack.take();
             stack.set(Some(node));
@@ -95,6 +111,10 @@ impl Shelves {
     /// that are in use. Each call goes on at the next shelf.
     #[cold]
     fn make_room(&self, shelf: Shelf) -> bool {
+        if self.room.get() == 0 {
+            // An error: the thread is ending, and the box is dropped.
+            return ATTENDANT.try_with(|_| self.room.set(KEPT)).is_ok();
+        }
         for _ in 0..SHELVES {
             let at = (self.next.get() + 1) % SHELVES;
             self.next.set(at);
@@ -103,6 +123,13 @@ impl Shelves {
             }
         }
         false
+    }
+
+    fn close(&self) {
+        self.room.set(0);
+        for at in 0..SHELVES {
+            while self.pop(Shelf(at as u8)).is_some() {}
+        }
     }
 }
 
