@@ -134,7 +134,7 @@ pub(super) fn begin_plain(
     slot: &Slot,
 ) {
     slot.begin_plain(Plain {
-        sequence: node.sequence(),
+        marks: node.marks(),
         function,
         location: node.header().location,
     });
@@ -144,7 +144,7 @@ pub(super) fn begin_plain(
 
 #[inline(always)]
 fn running(shared: &Shared, node: &Node, name: Name, context: Option<&TaskContext>) -> Running {
-    let blocking = node.body().about().kind == Kind::Blocking;
+    let blocking = node.is_blocking();
     Running {
         id: node.id(),
         name,

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Tick;
 use crate::sync::{Arc, AtomicU32, Mutex, Ordering};
-use crate::task::{Name, Sequence, TaskId};
+use crate::task::{Marks, Name, TaskId};
 
 /// All slots. A worker adds its own when it starts and takes it away when it ends.
 #[derive(Debug, Default)]
@@ -47,7 +47,8 @@ enum Record {
 /// An attempt, the first, of a task of which nothing was said.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plain {
-    pub(super) sequence: Sequence,
+    /// With the number of the task, which who reads this looks for.
+    pub(super) marks: Marks,
     pub(super) function: fn() -> &'static str,
     pub(super) location: &'static Location<'static>,
 }
@@ -200,7 +201,7 @@ impl Record {
         match self {
             Record::Nothing => None,
             Record::Plain(plain, learnt) => Some(Running {
-                id: plain.sequence.id(),
+                id: plain.marks.sequence()?.id(),
                 name: Name::Function(plain.function),
                 location: plain.location,
                 attempt: 1,

@@ -43,6 +43,7 @@ enum Turn {
 }
 
 /// Starts a worker where the executor runs.
+#[cold]
 pub(super) fn start(shared: &Arc<Shared>, me: queue::Worker) {
     let Some(runtime) = shared.usable_runtime() else {
         // What is queued stays queued until the executor is used where there is one.

@@ -9,6 +9,14 @@ pub(crate) trait Link: Sized {
     fn link(&mut self) -> &mut Option<Self>;
 }
 
+/// Puts an item before others. It is in no list; to say so saves asking whether one is to be dropped: XX of YY instructions of a task.
+#[inline(always)]
+pub(super) fn chain<T: Link>(item: &mut T, rest: Option<T>) {
+    let none = std::mem::replace(item.link(), rest);
+    debug_assert!(none.is_none(), "it is in a list");
+    std::mem::forget(none);
+}
+
 #[derive(Debug)]
 pub(crate) struct Fifo<T: Link> {
     front: Option<T>,
@@ -35,8 +43,8 @@ impl<T: Link> Fifo<T> {
 
     #[inline]
     pub(crate) fn push(&mut self, mut item: T) {
-        *item.link() = self.back.take();
-        self.back = Some(item);
+        chain(&mut item, self.back.take());
+        std::mem::forget(self.back.replace(item));
         self.len += 1;
     }
 
@@ -51,7 +59,7 @@ impl<T: Link> Fifo<T> {
     #[inline]
     fn pop_front(&mut self) -> Option<T> {
         let mut item = self.front.take()?;
-        self.front = item.link().take();
+        std::mem::forget(std::mem::replace(&mut self.front, item.link().take()));
         self.len -= 1;
         Some(item)
     }
@@ -121,8 +129,8 @@ impl<T: Link> Fifo<T> {
         let mut rest = self.back.take();
         while let Some(mut item) = rest {
             rest = item.link().take();
-            *item.link() = self.front.take();
-            self.front = Some(item);
+            chain(&mut item, self.front.take());
+            std::mem::forget(self.front.replace(item));
         }
     }
 }
