@@ -4,17 +4,21 @@
 //! pushed on `back` and, when `front` is empty, turned over onto it. Each item is turned once.
 //! Registering a task therefore allocates nothing but the task.
 
+use std::mem::ManuallyDrop;
+
 /// An item that can be in one list at a time.
 pub(crate) trait Link: Sized {
     fn link(&mut self) -> &mut Option<Self>;
 }
 
-/// Puts an item before others. It is in no list; to say so saves asking whether one is to be dropped: XX of YY instructions of a task.
+/// Puts something into a place that is empty. The compiler does not know that it is, and would ask
+/// whether there is something to drop: 30 of 620 instructions of a task, with [`Shelf::put`] out of line.
+///
+/// [`Shelf::put`]: super::spent::Shelf::put
 #[inline(always)]
-pub(super) fn chain<T: Link>(item: &mut T, rest: Option<T>) {
-    let none = std::mem::replace(item.link(), rest);
-    debug_assert!(none.is_none(), "it is in a list");
-    std::mem::forget(none);
+pub(super) fn fill<T>(place: &mut Option<T>, item: Option<T>) {
+    let before = ManuallyDrop::new(std::mem::replace(place, item));
+    debug_assert!(before.is_none(), "the place is empty");
 }
 
 #[derive(Debug)]
@@ -43,8 +47,8 @@ impl<T: Link> Fifo<T> {
 
     #[inline]
     pub(crate) fn push(&mut self, mut item: T) {
-        chain(&mut item, self.back.take());
-        std::mem::forget(self.back.replace(item));
+        fill(item.link(), self.back.take());
+        fill(&mut self.back, Some(item));
         self.len += 1;
     }
 
@@ -59,7 +63,7 @@ impl<T: Link> Fifo<T> {
     #[inline]
     fn pop_front(&mut self) -> Option<T> {
         let mut item = self.front.take()?;
-        std::mem::forget(std::mem::replace(&mut self.front, item.link().take()));
+        fill(&mut self.front, item.link().take());
         self.len -= 1;
         Some(item)
     }
@@ -129,8 +133,8 @@ impl<T: Link> Fifo<T> {
         let mut rest = self.back.take();
         while let Some(mut item) = rest {
             rest = item.link().take();
-            chain(&mut item, self.front.take());
-            std::mem::forget(self.front.replace(item));
+            fill(item.link(), self.front.take());
+            fill(&mut self.front, Some(item));
         }
     }
 }

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::mem::ManuallyDrop;
 
-use super::list::chain;
+use super::list::fill;
 use super::{Link, Node};
 
 const KEPT: usize = 256;
@@ -102,7 +102,7 @@ impl Shelves {
     fn pop(&self, shelf: Shelf) -> Option<Node> {
         let stack = &self.stacks[usize::from(shelf.0) % SHELVES];
         let mut node = stack.take()?;
-        std::mem::forget(stack.replace(node.link().take()));
+        put(stack, node.link().take());
         self.kept.set(self.kept.get() - 1);
         Some(node)
     }
@@ -110,9 +110,8 @@ impl Shelves {
     #[inline(always)]
     fn push(&self, shelf: Shelf, mut node: Node) {
         let stack = &self.stacks[usize::from(shelf.0) % SHELVES];
-        chain(&mut node, stack.take());
-        // What was there has just been taken.
-        std::mem::forget(stack.replace(Some(node)));
+        fill(node.link(), stack.take());
+        put(stack, Some(node));
         self.kept.set(self.kept.get() + 1);
     }
 
@@ -144,6 +143,13 @@ impl Shelves {
             while self.pop(Shelf(at as u8)).is_some() {}
         }
     }
+}
+
+/// As [`fill`]: the stack has been taken out.
+#[inline(always)]
+fn put(stack: &Cell<Option<Node>>, nodes: Option<Node>) {
+    let before = ManuallyDrop::new(stack.replace(nodes));
+    debug_assert!(before.is_none(), "the place is empty");
 }
 
 /// Of a type's id, which the compiler knows: no hash is computed when the program runs.
