@@ -184,6 +184,16 @@ impl Slot {
         Some(seen)
     }
 
+    /// The attempt has waited.
+    pub(super) fn set_since(&self, now: Tick) {
+        let since = Some(now);
+        match &mut *self.record.lock() {
+            Record::Nothing => {}
+            Record::Plain(_, learnt) => learnt.get_or_insert_default().since = since,
+            Record::Full(running) => running.since = since,
+        }
+    }
+
     pub(crate) fn set_abort(&self, handle: AbortHandle) {
         *self.abort.lock() = Some(handle);
     }

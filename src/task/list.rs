@@ -12,9 +12,7 @@ pub(crate) trait Link: Sized {
 }
 
 /// Puts something into a place that is empty. The compiler does not know that it is, and would ask
-/// whether there is something to drop: 30 of 620 instructions of a task, with [`Shelf::put`] out of line.
-///
-/// [`Shelf::put`]: super::spent::Shelf::put
+/// whether there is something to drop: a dozen of 620 instructions of a task.
 #[inline(always)]
 pub(super) fn fill<T>(place: &mut Option<T>, item: Option<T>) {
     let before = ManuallyDrop::new(std::mem::replace(place, item));

@@ -31,7 +31,7 @@ const SHELVES: usize = 16;
 
 thread_local! {
     /// Nothing is done with it at the end of its thread, so that a task that looks at it need not ask
-    /// whether that has come: [`ATTENDANT`] does what is to be done. Saves XX of YY instructions of a task.
+    /// whether that has come: [`ATTENDANT`] does what is to be done. Saves 40 of 674 instructions of a task.
     static SHELVES_HERE: ManuallyDrop<Shelves> = const {
         ManuallyDrop::new(Shelves {
             stacks: [const { Cell::new(None) }; SHELVES],
@@ -82,7 +82,7 @@ impl Shelf {
         node.body_mut().refill(content).then_some(node)
     }
 
-    /// Out of line, with nothing but registers: in line it was 20 instructions more.
+    /// Out of line, so that it works with registers: 28 instructions instead of 36.
     #[inline(never)]
     pub(super) fn put(self, node: Node) {
         if SHELVES_HERE.with(|shelves| shelves.has_room()) || self.make_room() {
