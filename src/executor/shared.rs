@@ -353,12 +353,13 @@ impl Drop for Shared {
         observe::gone(self);
         let (ready, due) = self.queue.take_all();
         let (blocking, blocking_due) = self.blocking.take_all();
-        let waiting = self.waiting.take_all();
-        for mut tasks in [ready, due, blocking, blocking_due, waiting] {
+        for mut tasks in [ready, due, blocking, blocking_due] {
             while let Some(node) = tasks.pop() {
                 observe::panic_in_drop(node.drop_quietly());
             }
         }
+        self.waiting
+            .clear(|node| observe::panic_in_drop(node.drop_quietly()));
         self.letters.clear();
     }
 }
