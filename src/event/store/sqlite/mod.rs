@@ -15,6 +15,7 @@
 //! | [`lock`] | one process at a time |
 //! | [`open`] | options, and what happens at open |
 //! | [`operator`] | the same file beside the server that has it |
+//! | [`redo`] | what makes an append durable |
 //! | [`row`] | between rows and a delivery's life |
 //! | [`schema`] | the tables, documented |
 //! | [`tally`] | the counters |
@@ -31,6 +32,7 @@ mod letters;
 mod lock;
 mod open;
 mod operator;
+mod redo;
 mod row;
 mod schema;
 mod tally;
@@ -118,8 +120,8 @@ impl Sqlite {
         tally::lock(transaction)?;
         let mut tally = Tally::default();
         let batch = std::iter::once((events, now_ms));
-        let receipts = append::append(transaction, &mut tally, batch, false)?;
-        tally.write(transaction)?;
+        let receipts = append::append(transaction, &mut tally, None, batch, false)?;
+        tally.write(transaction, None)?;
         Ok(receipts.into_iter().flatten().collect())
     }
 
