@@ -61,7 +61,9 @@ use super::record::{AttemptToken, Claimed, NewEvent, Receipt, Settled};
 
 /// The embedded store: events in one SQLite file.
 ///
-/// It holds an OS lock on a file beside the database for as long as it is open. Two threads serve
+/// Beside the file it keeps, while it is open, SQLite's own two (`-wal`, `-shm`), a log of a MiB of what it has
+/// recorded last (`-log`), and one that it holds an OS lock on (`-lock`). After a crash they belong to the
+/// database: whoever moves it moves them, and whoever copies it asks SQLite for a backup. Two threads serve
 /// it: one writes, one reads. When it is dropped they finish what was accepted and end; use
 /// [`close`](Store::close) to know when.
 ///

@@ -118,7 +118,7 @@ fn make_good(desk: &mut Desk, path: &Path) -> Result<i64, Fault> {
     if let Some(epoch) = schema::epoch(desk.conn())? {
         let lost = redo::read(path, epoch, tally::logged(desk.conn())?)?;
         if !lost.is_empty() {
-            tracing::info!(events = lost.len(), "recorded again after a power cut");
+            tracing::info!(events = lost.len(), "events recorded again from the redo log");
             let (conn, tally) = desk.parts();
             append::append_again(conn, tally, &lost)?;
         }
@@ -150,10 +150,11 @@ fn spawn(
             });
             if let (Some(_), Some(conn)) = (&lock, worker.desk.idle_conn()) {
                 // So that an orderly close leaves one file.
-                match (checkpoint::empty(conn), worker.desk.redo.take()) {
-                    (Ok(()), Some(redo)) => redo.remove(),
-                    (Ok(()), None) => {}
-                    (Err(fault), _) => {
+                match checkpoint::empty(conn) {
+                    Ok(()) => worker.desk.redo.take().into_iter().for_each(Redo::remove),
+                    // Both logs stay, for the next open.
+                    Err(fault) if fault.is_busy() => {}
+                    Err(fault) => {
                         let error = StoreError::from(fault);
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,

@@ -7,8 +7,10 @@
 //! nothing else. It brought what an event adds to a response from 3.3 times an append and `fdatasync` of a bare
 //! file to 1.6, and takes the file system's journal out of its p99.
 //!
-//! Not a second store: nothing is read from it but at open, when a power cut has taken the end of SQLite's log,
-//! and only events go into it. What else must be durable (settling, replays, and so on) is synced by SQLite.
+//! Not a second store: nothing is read from it but at open, when a power cut has taken the end of SQLite's log
+//! (an operator who looks into the file before that does not see what was in it), and only events go into it.
+//! What else must be durable (settling, replays, and so on) is synced by SQLite, as are events for which there
+//! is no room here.
 //!
 //! Invariants:
 //!
@@ -67,13 +69,13 @@ impl Redo {
             .truncate(false)
             .open(&path)?;
         if file.metadata()?.len() != SIZE {
-            let written = allocate(&mut file).and_then(|()| sync_directory(&path));
-            if let Err(error) = written {
+            if let Err(error) = allocate(&mut file) {
                 // It must not keep what little room there is.
                 let _ = std::fs::remove_file(&path);
                 return Err(error);
             }
         }
+        sync_directory(&path)?;
         Ok(Self {
             file,
             path,

@@ -14,7 +14,8 @@
 //!    disk), the group fails as one.
 //! 3. The thread ends by being closed, or when nobody can reach it any more; never by an error or
 //!    a panic.
-//! 4. A group is as durable as the request in it that asks for most.
+//! 4. A group is as durable as the request in it that asks for most. One that need be so for its events alone
+//!    is left to the redo log.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
