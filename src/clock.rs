@@ -23,12 +23,17 @@ impl Tick {
     }
 
     /// The first whole millisecond that is not before it.
-    pub(crate) fn ceil_to_millis(self) -> Tick {
-        Tick(
-            self.0
-                .div_ceil(NANOS_PER_MILLI)
-                .saturating_mul(NANOS_PER_MILLI),
-        )
+    pub(crate) fn ceil_millis(self) -> u64 {
+        self.0.div_ceil(NANOS_PER_MILLI)
+    }
+
+    pub(crate) fn from_millis(millis: u64) -> Tick {
+        Tick(millis.saturating_mul(NANOS_PER_MILLI))
+    }
+
+    /// The last whole one that is not after it.
+    pub(crate) fn millis(self) -> u64 {
+        self.0 / NANOS_PER_MILLI
     }
 
     pub(crate) fn saturating_sub(self, time: Duration) -> Tick {

@@ -310,6 +310,7 @@ impl Collector {
         let opened = self.gate.open(|beside| {
             let info = beside.known.record(now, forced, self.progress.bytes());
             let origin = Arc::new(Origin {
+                others_first: !self.seen.is_written_at_once(info.bytes),
                 response: info,
                 follows: beside.follows.take(),
             });

@@ -3,6 +3,27 @@
 //! It lies in the collector, and not in the body: a body that nobody watches is moved about often, and
 //! would carry the room for it. Relaxed throughout: only the body, which has one owner at a time, reads and
 //! writes it.
+//!
+//! # Who writes the last bytes
+//!
+//! A task that keeps its thread busy must not delay the response that it was registered for. The body of an
+//! HTTP/2 response ends in a task of its own, and another one, the connection's, writes what is left. So
+//! the workers let others go first (`executor/queue.rs`, invariant 6), which costs turns of the runtime.
+//!
+//! On HTTP/1 nothing is left for others. One task, the connection's, asks for the frames, drops body and
+//! chunks, and writes, and all of that within one poll: in hyper 1.12, `proto/h1/dispatch.rs`, `poll_loop`
+//! (lines 171 to 217) calls `poll_write`, where the body is asked and dropped, and then `poll_flush`, and
+//! once more wherever it asked the body once more. So a worker of the same thread is polled after the bytes
+//! have left, and one of another thread runs beside it. It makes no difference whether hyper flattens what
+//! it writes (the chunk is dropped as soon as it is copied, `proto/h1/io.rs`, `WriteBuf::buffer`) or hands it to the
+//! socket as it is (dropped when it is written, `Buffered::poll_flush`). Requests of one connection follow
+//! each other: the next one is not read before this one is flushed (`conn.rs`, `poll_flush`,
+//! `try_keep_alive`). An upgrade is handed out after its head was written, and a body that is never asked (HEAD, 204,
+//! 101) is dropped before the head is written, in the same poll.
+//!
+//! What does not fit into the socket is written when the client has read; so this is said only of what
+//! does ([`AT_ONCE`]). It is also not said before the head: a future that was dropped may be answered by
+//! an outer layer, and no frame has shown yet who sends it.
 
 use crate::response::BodySeen;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -13,6 +34,10 @@ pub(crate) struct Seen {
     /// [`UNDECLARED`] where no length was.
     declared: AtomicU64,
 }
+
+/// So many bytes are taken by every socket that is not full: Linux begins with 16 KiB of buffer
+/// (`tcp_wmem`), and other systems with more.
+const AT_ONCE: u64 = 16 * 1024;
 
 /// No response is as long as this.
 const UNDECLARED: u64 = u64::MAX;
@@ -79,6 +104,12 @@ impl Seen {
             yielded,
             http1: self.has(Mark::HTTP1),
         }
+    }
+
+    /// Whether the response's bytes, so many, are written before another task of the same thread is
+    /// polled.
+    pub(super) fn is_written_at_once(&self, bytes: u64) -> bool {
+        self.has(Mark::HTTP1) && bytes <= AT_ONCE
     }
 
     fn marks(&self) -> u32 {

@@ -275,7 +275,7 @@ impl Core {
         settings.admitted = true;
         settings.attempts = before.attempts;
         if let Some(error) = before.last_error {
-            settings.remember(AttemptRecord {
+            settings.history.push(AttemptRecord {
                 attempt: before.attempts,
                 at: clock::wall_now(),
                 error: error.into(),

@@ -129,7 +129,7 @@ impl Shared {
             error,
             history: node
                 .settings()
-                .map(|s| s.history.clone())
+                .map(|s| s.history.to_vec())
                 .unwrap_or_default(),
             discarded_at: clock::wall_now(),
             response: node.response().cloned(),

@@ -36,8 +36,10 @@ mod settle;
 mod shared;
 mod snapshot;
 mod task_handle;
+mod timer;
 mod waiting;
 mod watch;
+mod wheel;
 mod worker;
 
 pub use builder::{ExecutorBuilder, Overflow};

@@ -13,9 +13,9 @@ use super::attempt::{self, Begun, Outcome};
 use super::report::UnfinishedState;
 use super::running::Slot;
 use crate::clock::{self, Tick};
-use crate::error::{Class, TEXT_LIMIT, TaskError, bounded_text, error_text, panic_text};
+use crate::error::{Class, TaskError, error_text, kept_text, panic_text};
 use crate::observe;
-use crate::retry::{Decision, DiscardReason, FailedAttempt, decide};
+use crate::retry::{Decision, DiscardReason, FailedAttempt, Retry, decide};
 use crate::sync::Arc;
 use crate::task::{AttemptRecord, Fifo, Kept, Lent, Node};
 
@@ -59,15 +59,14 @@ impl Shared {
             Outcome::Completed => self.completed(node),
             // The same to the task: `settle` tells them apart.
             Outcome::Skipped | Outcome::Abandoned => self.skipped(node),
-            Outcome::Failed(error) => {
-                let (class, text) = self.judge(&node, error);
-                self.failed(node, class, text);
-            }
+            Outcome::Failed(error) => self.failed_with(node, error),
             Outcome::TimedOut(limit) => {
-                self.failed(node, Class::TimedOut, format!("timed out after {limit:?}"));
+                let text = kept_text(|out| write!(out, "timed out after {limit:?}"));
+                self.failed(node, Class::TimedOut, text);
             }
-            Outcome::Panicked(text) => {
-                self.failed(node, Class::Panicked, format!("panicked: {text}"));
+            Outcome::Panicked(said) => {
+                let text = kept_text(|out| write!(out, "panicked: {said}"));
+                self.failed(node, Class::Panicked, text);
             }
         }
     }
@@ -99,34 +98,50 @@ impl Shared {
         self.give_back();
     }
 
+    pub(super) fn failed_with(self: &Arc<Self>, node: Node, error: TaskError) {
+        let (class, text) = self.judge(&node, error);
+        self.failed(node, class, text);
+    }
+
     /// What kind of failure it is. The policy's predicate, the error's `Display` and its drop are the
     /// user's code.
-    fn judge(&self, node: &Node, error: TaskError) -> (Class, String) {
-        let retry = node
-            .settings()
-            .and_then(|s| s.retry.as_ref())
-            .unwrap_or(&self.config.retry);
+    fn judge(&self, node: &Node, error: TaskError) -> (Class, Arc<str>) {
         let text = error_text(error.get_ref());
-        let class = match error.class() {
-            Class::Fatal => Ok(Class::Fatal),
-            class => catch_unwind(AssertUnwindSafe(|| {
-                if retry.admits(&error) {
-                    class
-                } else {
-                    Class::NotRetryable
+        let class = error.class();
+        let admitted = match class {
+            Class::Fatal => Ok(true),
+            _ => catch_unwind(AssertUnwindSafe(|| self.retry_of(node).admits(&error))),
+        };
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(error)));
+        match (admitted, dropped) {
+            (Ok(true), Ok(())) => (class, text),
+            (Ok(false), Ok(())) => (Class::NotRetryable, text),
+            (Ok(admitted), Err(payload)) => {
+                let class = if admitted { class } else { Class::NotRetryable };
+                let panic = panic_text(payload);
+                let text = kept_text(|out| write!(out, "{text} (its drop panicked: {panic})"));
+                (class, text)
+            }
+            (Err(payload), dropped) => {
+                let panic = panic_text(payload);
+                if let Err(second) = dropped {
+                    panic_text(second);
                 }
-            })),
+                let text = kept_text(|out| {
+                    write!(
+                        out,
+                        "panicked in `Retry::only_if`: {panic}, asked about: {text}"
+                    )
+                });
+                (Class::Panicked, text)
+            }
         }
-        .map_err(panic_text);
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(error))).map_err(panic_text);
-        match (class, dropped) {
-            (Ok(class), Ok(())) => (class, text),
-            (Ok(class), Err(panic)) => (class, format!("{text} (its drop panicked: {panic})")),
-            (Err(panic), _) => (
-                Class::Panicked,
-                format!("panicked in `Retry::only_if`: {panic}, asked about: {text}"),
-            ),
-        }
+    }
+
+    fn retry_of<'a>(&'a self, node: &'a Node) -> &'a Retry {
+        node.settings()
+            .and_then(|s| s.retry.as_ref())
+            .unwrap_or(&self.config.retry)
     }
 
     /// An attempt of what is kept elsewhere failed: its keeper hears what comes of it.
@@ -159,56 +174,56 @@ impl Shared {
         self.tell(lent, end);
     }
 
-    fn failed(self: &Arc<Self>, mut node: Node, class: Class, text: String) {
-        let reusable = node.body().reusable();
-        let text: Arc<str> = if text.len() > TEXT_LIMIT {
-            bounded_text(|out| out.write_str(&text)).into()
-        } else {
-            text.into()
-        };
-        let settings = node.settings_mut();
-        settings.attempts += 1;
-        let attempt = settings.attempts;
-        let last = settings.last_chance || !reusable;
-        settings.remember(AttemptRecord {
-            attempt,
-            at: clock::wall_now(),
-            error: text.clone(),
-        });
+    fn failed(self: &Arc<Self>, mut node: Node, class: Class, text: Arc<str>) {
+        let settings = node.settings();
+        let attempt = node.attempts() + 1;
+        let last = settings.is_some_and(|s| s.last_chance) || !node.body().reusable();
+        let lent = settings.and_then(|s| s.lent.as_ref());
+        let before = lent.map_or(Duration::ZERO, |lent| lent.age);
         let now = self.clock.now();
-        let lent = node.take_lent();
-        let before = lent.as_ref().map_or(Duration::ZERO, |lent| lent.age);
-        let age = now.since(node.header().queued_at).saturating_add(before);
-        let retry = node
-            .settings()
-            .and_then(|s| s.retry.as_ref())
-            .unwrap_or(&self.config.retry);
         let failed = FailedAttempt {
             attempt,
-            age,
+            age: now.since(node.header().queued_at).saturating_add(before),
             class,
             last,
             random: clock::random(),
         };
-        let decision = decide(retry, failed);
-        if let Some(lent) = lent {
-            let end = match decision {
-                _ if class == Class::Unreadable => Kept::Unreadable(text),
-                Decision::Retry(delay) => Kept::Retry(delay, text),
-                Decision::Discard(reason) => Kept::Discarded(reason, text),
-            };
-            return self.failed_lent(node, lent, end);
-        }
+        let decision = decide(self.retry_of(&node), failed);
+        let failure = AttemptRecord {
+            attempt,
+            at: clock::wall_now(),
+            error: text,
+        };
         match decision {
-            Decision::Retry(delay) => {
+            Decision::Retry(delay) if lent.is_none() => {
                 self.counters.retries.add(1);
-                observe::retrying(self, &node, attempt, delay, &text);
-                self.retry_at(node, now.saturating_add(delay));
+                observe::retrying(self, &node, attempt, delay, &failure.error);
+                self.retry_at(node, failure, now.saturating_add(delay));
             }
-            Decision::Discard(reason) => {
+            decision => {
+                let text = failure.error.clone();
+                node.remember(failure);
+                self.failed_for_good(node, class, decision, text);
+            }
+        }
+    }
+
+    /// Its next attempt, if there is one, is not this executor's affair.
+    fn failed_for_good(&self, mut node: Node, class: Class, decision: Decision, text: Arc<str>) {
+        match (node.take_lent(), decision) {
+            (Some(lent), decision) => {
+                let end = match decision {
+                    _ if class == Class::Unreadable => Kept::Unreadable(text),
+                    Decision::Retry(delay) => Kept::Retry(delay, text),
+                    Decision::Discard(reason) => Kept::Discarded(reason, text),
+                };
+                self.failed_lent(node, lent, end);
+            }
+            (None, Decision::Discard(reason)) => {
                 self.discard(node, reason, text);
                 self.give_back();
             }
+            (None, Decision::Retry(_)) => unreachable!("it waits"),
         }
     }
 
@@ -233,11 +248,8 @@ impl Shared {
     }
 
     pub(super) fn give_up_at(&self, node: &Node) -> Tick {
-        let retry = node
-            .settings()
-            .and_then(|s| s.retry.as_ref())
-            .unwrap_or(&self.config.retry);
-        node.header().queued_at.saturating_add(retry.age_limit())
+        let limit = self.retry_of(node).age_limit();
+        node.header().queued_at.saturating_add(limit)
     }
 
     /// A retry found its time to be over when its turn came.

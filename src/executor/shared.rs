@@ -187,7 +187,7 @@ impl Shared {
             tasks = self.sort(tasks);
         }
         if !tasks.is_empty() {
-            self.wake(self.queue.push(tasks));
+            self.wake(self.queue.push(tasks, origin.others_first));
         }
         observe::changed(self);
         self.cancel_if_abandoned();
@@ -208,8 +208,9 @@ impl Shared {
         };
         match node.body().about().kind {
             Kind::Async | Kind::AsyncWithContext => {
-                let released = node.header().origin.is_some();
-                self.wake(self.queue.push_one(node, released));
+                let origin = node.header().origin.as_ref();
+                let others_first = origin.is_some_and(|origin| origin.others_first);
+                self.wake(self.queue.push_one(node, others_first));
             }
             Kind::Blocking => self.push_blocking(node),
         }
@@ -338,12 +339,13 @@ impl Drop for Shared {
         observe::gone(self);
         let (ready, due) = self.queue.take_all();
         let (blocking, blocking_due) = self.blocking.take_all();
-        let waiting = self.waiting.take_all();
-        for mut tasks in [ready, due, blocking, blocking_due, waiting] {
+        for mut tasks in [ready, due, blocking, blocking_due] {
             while let Some(node) = tasks.pop() {
                 observe::panic_in_drop(node.drop_quietly());
             }
         }
+        self.waiting
+            .clear(|node| observe::panic_in_drop(node.drop_quietly()));
         self.letters.clear();
     }
 }

@@ -127,8 +127,17 @@ impl Worker {
 
     #[inline(never)]
     fn began(&mut self, mut node: Node, polled: attempt::Polled, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = attempt::outcome(&mut node, polled);
-        self.attempted(node, Begun::plain(), polled, cx)
+        match polled {
+            Ok(Poll::Ready(Err(error))) if self.slot.end_plain() => {
+                self.shared.ended_after_all(node, Outcome::Failed(error));
+            }
+            Ok(Poll::Ready(Err(error))) => self.shared.failed_with(node, error),
+            polled => {
+                let polled = attempt::outcome(&mut node, polled);
+                return self.attempted(node, Begun::plain(), polled, cx);
+            }
+        }
+        Poll::Ready(())
     }
 
     #[inline(never)]

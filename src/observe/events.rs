@@ -64,7 +64,14 @@ pub(crate) fn completed(shared: &Shared, node: &Node) {
 }
 
 pub(crate) fn retrying(shared: &Shared, node: &Node, attempt: u32, delay: Duration, error: &str) {
-    note(shared, Happening::Retrying(node));
+    note(
+        shared,
+        Happening::Retrying {
+            node,
+            attempt,
+            error,
+        },
+    );
     info!( target: TARGET, { task.name = node.name().as_str(),
         task.id = %node.id(),
         task.attempt = attempt,

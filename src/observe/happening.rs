@@ -24,7 +24,12 @@ pub(crate) enum Happening<'a> {
         outcome: &'static str,
         took: Duration,
     },
-    Retrying(&'a Node),
+    /// What is said of its failed attempt stands in the task only later.
+    Retrying {
+        node: &'a Node,
+        attempt: u32,
+        error: &'a str,
+    },
     /// The task is over.
     Ended {
         node: &'a Node,

@@ -188,7 +188,7 @@ pub(super) fn note(shared: &Shared, happening: &Happening<'_>) {
                 }
                 told.time(PROCESS_DURATION, labels, took);
             }
-            Happening::Retrying(node) => told.count(RETRIES, vec![task(&node.name())]),
+            Happening::Retrying { node, .. } => told.count(RETRIES, vec![task(&node.name())]),
             Happening::Ended {
                 node,
                 outcome,

@@ -15,6 +15,8 @@ use crate::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) response: ResponseInfo,
+    /// Another task may have to write the response's last bytes: it is to go before these tasks.
+    pub(crate) others_first: bool,
     /// The span in which the request's first task was registered.
     pub(crate) follows: Option<Follows>,
 }

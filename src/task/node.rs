@@ -8,7 +8,7 @@ use pin_project::pin_project;
 
 use super::id::Sequence;
 use super::spent::{self, Shelf};
-use super::{Body, Lent, Link, Name, Origin, Reuse, Settings, TaskId, When};
+use super::{AttemptRecord, Body, Lent, Link, Name, Origin, Reuse, Settings, TaskId, When};
 use crate::clock::Tick;
 use crate::error::panic_text;
 use crate::response::ResponseInfo;
@@ -136,6 +136,13 @@ impl Node {
     /// Failed attempts so far.
     pub(crate) fn attempts(&self) -> u32 {
         self.settings().map_or(0, |settings| settings.attempts)
+    }
+
+    /// Writes a failed attempt down.
+    pub(crate) fn remember(&mut self, failure: AttemptRecord) {
+        let settings = self.settings_mut();
+        settings.attempts = failure.attempt;
+        settings.history.push(failure);
     }
 
     /// Whether it is kept elsewhere.

@@ -58,8 +58,7 @@ pub(crate) struct Settings {
     pub(crate) last_chance: bool,
     /// The condition held once, and is not asked again.
     pub(crate) admitted: bool,
-    /// The first failures and the last ones, over all replays.
-    pub(crate) history: Vec<AttemptRecord>,
+    pub(crate) history: History,
     /// It is kept elsewhere, and lent for this attempt.
     pub(crate) lent: Option<Lent>,
 }
@@ -76,17 +75,36 @@ pub struct AttemptRecord {
     pub error: Arc<str>,
 }
 
-impl Settings {
-    /// More attempts than this are remembered by the first one and the latest ones.
-    const HISTORY: usize = 16;
+/// Failed attempts over all replays: the first one and the latest.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    first: Option<AttemptRecord>,
+    latest: Vec<AttemptRecord>,
+}
 
-    pub(crate) fn remember(&mut self, record: AttemptRecord) {
-        if self.history.len() == Self::HISTORY {
-            self.history.remove(1);
+impl History {
+    /// More than these are forgotten.
+    const LATEST: usize = 15;
+
+    pub(crate) fn push(&mut self, record: AttemptRecord) {
+        if self.first.is_none() {
+            self.first = Some(record);
+            return;
+        }
+        if self.latest.len() == Self::LATEST {
+            self.latest.remove(0);
         }
         // Room for four at once would be a third of what a waiting retry takes up.
-        self.history.reserve_exact(1);
-        self.history.push(record);
+        self.latest.reserve_exact(1);
+        self.latest.push(record);
+    }
+
+    pub(crate) fn last(&self) -> Option<&AttemptRecord> {
+        self.latest.last().or(self.first.as_ref())
+    }
+
+    pub(crate) fn to_vec(&self) -> Vec<AttemptRecord> {
+        self.first.iter().chain(&self.latest).cloned().collect()
     }
 }
 

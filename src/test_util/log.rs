@@ -88,9 +88,13 @@ impl Log {
                 let rejected = record(node, None, TaskState::Rejected(reason));
                 self.tasks.lock().push(rejected);
             }
-            Happening::Retrying(node) => self.change(node.id(), |task| {
-                task.attempts = node.attempts();
-                task.error = last_error(node);
+            Happening::Retrying {
+                node,
+                attempt,
+                error,
+            } => self.change(node.id(), |task| {
+                task.attempts = attempt;
+                task.error = Some(error.to_owned());
             }),
             Happening::Ended {
                 node,
@@ -141,11 +145,6 @@ fn record(node: &Node, id: Option<TaskId>, state: TaskState) -> TaskRecord {
         error: None,
         response: None,
     }
-}
-
-fn last_error(node: &Node) -> Option<String> {
-    let history = &node.settings()?.history;
-    history.last().map(|record| (*record.error).to_owned())
 }
 
 fn response(node: &Node) -> Option<ResponseInfo> {

@@ -8,6 +8,9 @@ use crate::sync::model::{Bell, Item, JoinHandle, item, spawn};
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering};
 use crate::task::Fifo;
 
+/// This item has no response whose bytes others may have to write.
+pub(super) const AT_ONCE: usize = 3;
+
 /// Items from this number on are due retries.
 pub(super) const DUE: usize = 4;
 
@@ -81,7 +84,7 @@ impl Crew {
 
     pub(super) fn push(self: &Arc<Self>, number: usize) {
         self.begin(number);
-        self.act(self.queue.push(one(number)));
+        self.act(self.queue.push(one(number), number != AT_ONCE));
     }
 
     pub(super) fn push_due(self: &Arc<Self>, number: usize) {
@@ -132,7 +135,7 @@ impl Crew {
             self.act(wake);
             match next {
                 Poll::Ready(Next::Run(item)) => {
-                    if item.number < DUE {
+                    if item.number < AT_ONCE {
                         let yielded = begun_at_yield & (1 << item.number) != 0;
                         assert!(yielded, "item {} starts before a yield", item.number);
                     }
@@ -215,7 +218,7 @@ impl Crew {
     /// When all workers have ended, the queue knows of none: it starts one for the next task.
     pub(super) fn knows_of_no_worker(&self) {
         for _ in 0..self.max_workers {
-            let wake = self.queue.push(one(8));
+            let wake = self.queue.push(one(8), true);
             let Wake::Start(mut worker) = wake else {
                 panic!("a worker that has ended is still counted: {wake:?}");
             };
@@ -225,7 +228,7 @@ impl Crew {
             let (next, _) = self.queue.poll_next(&mut worker, noop);
             assert!(matches!(next, Poll::Ready(Next::Run(_))));
         }
-        let wake = self.queue.push(one(9));
+        let wake = self.queue.push(one(9), true);
         assert!(matches!(wake, Wake::Nobody), "one too many: {wake:?}");
     }
 }

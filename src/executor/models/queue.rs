@@ -3,7 +3,7 @@
 //! The workers are a [`Crew`]. At most five threads, three items, two or three preemptions. The models
 //! end when every worker has ended; one that waits though a task is queued is a deadlock.
 
-use super::crew::{Crew, DUE, Habit, one, pusher};
+use super::crew::{AT_ONCE, Crew, DUE, Habit, one, pusher};
 use crate::executor::queue::Wake;
 use crate::sync::model::{check, spawn};
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering};
@@ -57,6 +57,21 @@ fn loom_two_pushers_race_with_expire() {
     }
 }
 
+/// Invariant 6. One or two workers, one pusher beside the main thread: an item whose worker lets others
+/// go first, and one that may start at once, in either order. Three preemptions.
+#[test]
+fn loom_only_some_items_let_others_go_first() {
+    for max_workers in [1, 2] {
+        check(3, move || {
+            let crew = Crew::new(max_workers, 2, (Habit::Stay, Habit::Stay));
+            let other = pusher(&crew, AT_ONCE);
+            crew.push(0);
+            other.join().unwrap();
+            crew.finish();
+        });
+    }
+}
+
 /// Invariant 1. The first worker is dropped at each point of its life while a second item is pushed;
 /// one or two workers. What it was told is told to another, which runs everything. Three preemptions.
 #[test]
@@ -102,7 +117,7 @@ fn loom_after_a_failed_start_the_next_push_starts_a_worker() {
     check(3, || {
         let crew = Crew::new(1, 2, (Habit::Expire, Habit::Expire));
         crew.begin(0);
-        let Wake::Start(lost) = crew.queue.push(one(0)) else {
+        let Wake::Start(lost) = crew.queue.push(one(0), true) else {
             panic!("nobody is told of the first task");
         };
         let failing = {
@@ -131,7 +146,7 @@ fn loom_a_busy_worker_leaves_nothing_behind() {
                 both.append(one(1));
                 crew.begin(0);
                 crew.begin(1);
-                crew.act(crew.queue.push(both));
+                crew.act(crew.queue.push(both, true));
             } else {
                 crew.push(0);
                 crew.push(1);

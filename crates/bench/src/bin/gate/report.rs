@@ -45,7 +45,9 @@ const VARIANTS: &[&str] = &[
     "spawn+timeout, waits/1",
     "by hand, waits/1",
     "submit, waits/1",
+    "submit, fails bare/64",
     "submit, fails/64",
+    "submit, fails apart/64",
     "spawn, sleeps/64",
     "by hand, fails/64",
     "whole spawn 1/64",
@@ -191,18 +193,32 @@ fn line(target: &Target, counts: &HashMap<&'static str, f64>) -> String {
 
 /// Target 13: what a failed task costs that has to wait, more than one that succeeds.
 fn waiting(lines: bool, counts: &HashMap<&'static str, f64>, grown: &mut Vec<String>) {
-    let arming = counts["submit, fails/64"] - counts["submit/64"];
     println!();
+    let arming = |name| counts[name] - counts["submit/64"];
     for (number, what, ours, reference, wanted) in [
         (
             "13",
-            "arming a retry",
-            arming,
+            "arming a retry, its error free of cost",
+            arming("submit, fails bare/64"),
             "spawn, sleeps/64",
             Some(0.5),
         ),
         (
             "13b",
+            "arming a retry, its error a text",
+            arming("submit, fails/64"),
+            "spawn, sleeps/64",
+            Some(0.5),
+        ),
+        (
+            "13c",
+            "arming a retry, no two errors the same",
+            arming("submit, fails apart/64"),
+            "spawn, sleeps/64",
+            Some(0.5),
+        ),
+        (
+            "13d",
             "task that fails, all of it",
             counts["submit, fails/64"],
             "by hand, fails/64",

@@ -1,6 +1,7 @@
 //! What a task pays: submitted in bursts, each burst run to its end.
 
 use std::error::Error;
+use std::fmt::{self, Display, Formatter};
 use std::future::{Future, poll_fn};
 use std::hint::black_box;
 use std::panic::AssertUnwindSafe;
@@ -13,7 +14,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tower_defer::{Executor, Task, TaskError};
+use tower_defer::{BoxError, Executor, Task, TaskError};
 
 use crate::allocations;
 
@@ -124,15 +125,11 @@ pub async fn run_named(name: &str, n: usize) -> bool {
             })
             .await;
         }
-        "submit, fails" => {
-            let executor = Executor::builder().capacity(n).build();
-            bursts(n, burst, |captured| {
-                executor.submit(move || async move {
-                    ready_task(captured);
-                    Err::<(), _>(TaskError::retry_after(LIMIT, "down"))
-                });
-            })
-            .await;
+        "submit, fails bare" => fails(n, burst, || Bare).await,
+        "submit, fails" => fails(n, burst, || "down").await,
+        "submit, fails apart" => {
+            let number = AtomicUsize::new(0);
+            fails(n, burst, move || Apart(number.fetch_add(1, Relaxed))).await;
         }
         "spawn, sleeps" => {
             bursts(n, burst, |captured| {
@@ -169,6 +166,47 @@ pub async fn run_named(name: &str, n: usize) -> bool {
         _ => return false,
     }
     true
+}
+
+/// An error that costs nothing to make: the box of a type without a size allocates nothing.
+#[derive(Debug)]
+struct Bare;
+
+impl Display for Bare {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("down")
+    }
+}
+
+impl Error for Bare {}
+
+/// An error of which no two say the same.
+#[derive(Debug)]
+struct Apart(usize);
+
+impl Display for Apart {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "job {} is down", self.0)
+    }
+}
+
+impl Error for Apart {}
+
+/// Each task fails once and waits for its retry until the end of the run.
+async fn fails<E, F>(n: usize, burst: usize, error: F)
+where
+    E: Into<BoxError>,
+    F: Fn() -> E + Send + Sync + 'static,
+{
+    let executor = Executor::builder().capacity(n).build();
+    let error: &'static F = Box::leak(Box::new(error));
+    bursts(n, burst, |captured| {
+        executor.submit(move || async move {
+            ready_task(captured);
+            Err::<(), _>(TaskError::retry_after(LIMIT, error()))
+        });
+    })
+    .await;
 }
 
 /// What people write: a bound on what is accepted, one on what runs, a tracker for the shutdown, a
