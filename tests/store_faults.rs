@@ -236,7 +236,14 @@ async fn a_response_waits_for_the_sync() {
     };
     let layer = DeferLayer::new().events(events.store(store));
     let server = layer.layer(service_fn(answer));
-    let ask = async || server.clone().oneshot(Request::new(())).await.unwrap().status();
+    let ask = async || {
+        server
+            .clone()
+            .oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .status()
+    };
     assert_eq!(ask().await, 200);
     fail("d");
     assert_eq!(ask().await, 503);

@@ -81,7 +81,10 @@ async fn written(path: &Path) -> (Sqlite, u64) {
     let store = Sqlite::open(path).unwrap();
     let claimed = |name: &str| NewEvent::new(name, "{}").deliver("mail", Start::Claimed);
     let receipts = store.append(vec![claimed("settled")], 1).await.unwrap();
-    store.append(vec![event("before", "mail", 2)], 2).await.unwrap();
+    store
+        .append(vec![event("before", "mail", 2)], 2)
+        .await
+        .unwrap();
     let settles = vec![(receipts[0].claimed[0].clone(), Settle::Complete)];
     // This is what is synced.
     store.settle(settles, 3).await.unwrap();
@@ -98,7 +101,10 @@ async fn written(path: &Path) -> (Sqlite, u64) {
     // A duplicate, alone and beside a new one: a claim, which a power cut may take.
     let again = || event("with everything", "mail", 6).key("key");
     store.append(vec![again()], 6).await.unwrap();
-    store.append(vec![again(), event("last", "mail", 70)], 7).await.unwrap();
+    store
+        .append(vec![again(), event("last", "mail", 70)], 7)
+        .await
+        .unwrap();
     (store, synced)
 }
 
@@ -111,7 +117,10 @@ async fn a_power_cut_takes_nothing_that_was_acknowledged() {
     image::copy_store(&path, &whole);
     let expected = opened(&whole).await;
     assert_eq!(
-        expected.iter().filter(|row| row.starts_with("defer_events")).count(),
+        expected
+            .iter()
+            .filter(|row| row.starts_with("defer_events"))
+            .count(),
         6,
         "{expected:#?}"
     );
@@ -215,7 +224,13 @@ async fn the_redo_log_begins_anew_only_when_nothing_needs_it() {
         lengths.push(length(&path));
     }
     assert!(began >= 3 && synced > 0, "it began {began} times");
-    assert_eq!(std::fs::metadata(with(&path, "-log")).unwrap().len(), 1 << 20);
+    assert_eq!(
+        std::fs::metadata(with(&path, "-log")).unwrap().len(),
+        1 << 20
+    );
     store.close().await.unwrap();
-    assert!(!with(&path, "-log").exists(), "an orderly end leaves one file");
+    assert!(
+        !with(&path, "-log").exists(),
+        "an orderly end leaves one file"
+    );
 }

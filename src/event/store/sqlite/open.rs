@@ -118,7 +118,10 @@ fn make_good(desk: &mut Desk, path: &Path) -> Result<i64, Fault> {
     if let Some(epoch) = schema::epoch(desk.conn())? {
         let lost = redo::read(path, epoch, tally::logged(desk.conn())?)?;
         if !lost.is_empty() {
-            tracing::info!(events = lost.len(), "events recorded again from the redo log");
+            tracing::info!(
+                events = lost.len(),
+                "events recorded again from the redo log"
+            );
             let (conn, tally) = desk.parts();
             append::append_again(conn, tally, &lost)?;
         }

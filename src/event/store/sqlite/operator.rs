@@ -176,10 +176,11 @@ impl SqliteOperator {
         &mut self,
         mut work: impl FnMut(&Connection) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
-        self.reading.transact(0, self.patience_ms, Durable::No, |desk| {
-            known(desk.conn())?;
-            work(desk.conn())
-        })
+        self.reading
+            .transact(0, self.patience_ms, Durable::No, |desk| {
+                known(desk.conn())?;
+                work(desk.conn())
+            })
     }
 
     fn write<T>(

@@ -76,23 +76,23 @@ impl Tally {
         }
         let changed = conn
             .prepare_cached(
-            "UPDATE defer_counts SET queued = queued + ?1, running = running + ?2,
+                "UPDATE defer_counts SET queued = queued + ?1, running = running + ?2,
                  retrying = retrying + ?3, parked = parked + ?4, discarded = discarded + ?5,
                  finished = finished + ?6, events = events + ?7, pruned = pruned + ?8,
                  logged = coalesce(?9, logged)
              WHERE id = 1",
-        )?
-        .execute(params![
-            self.queued,
-            self.running,
-            self.retrying,
-            self.parked,
-            self.discarded,
-            self.finished,
-            self.events,
-            self.pruned,
-            logged,
-        ])?;
+            )?
+            .execute(params![
+                self.queued,
+                self.running,
+                self.retrying,
+                self.parked,
+                self.discarded,
+                self.finished,
+                self.events,
+                self.pruned,
+                logged,
+            ])?;
         match logged {
             Some(logged) if changed == 0 => set_logged(conn, logged),
             _ => Ok(()),
