@@ -230,8 +230,8 @@ mod tests {
             let whole = ends.iter().filter(|end| **end <= length).count();
             let mut torn = bytes[..length].to_vec();
             assert_eq!(parse(&torn, 21, 0).len(), whole);
-            // Zeros, and what was there before.
-            torn.resize(bytes.len(), 0);
+            // And what was there before.
+            torn.resize(bytes.len(), 0xaa);
             assert_eq!(parse(&torn, 21, 0).len(), whole);
         }
         for at in 0..bytes.len() {
