@@ -1,10 +1,10 @@
 //! How fast deliveries go, from the embedded store to a subscriber that does nothing, and how soon the
 //! first one comes after a start.
 //!
-//! Not a benchmark of the disk. `cargo bench --bench events --features sqlite`; `-- --quick` for a short
+//! Not a benchmark of the disk. `cargo bench --bench events --features sqlite`; `-- quick` for a short
 //! one, `-- --dir PATH` for another disk.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tower_defer::Executor;
 use tower_defer::event::store::{NewEvent, Sqlite, Start, Store};
 use tower_defer::event::{Event, Events};
+use tower_defer_measure::Arguments;
 
 /// 200 bytes as JSON, like the records of `benches/store.rs`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -34,31 +35,18 @@ impl UserCreated {
     }
 }
 
-struct Options {
-    quick: bool,
-    dir: PathBuf,
-}
-
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    if !args.iter().any(|arg| arg == "--bench") {
-        println!("nothing is measured by a test run; say `cargo bench --bench events`");
+    let Some(arguments) = Arguments::of_bench() else {
         return;
-    }
-    let after = |name: &str| args.iter().skip_while(|arg| *arg != name).nth(1).cloned();
-    let parent = after("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
-    let options = Options {
-        quick: args.iter().any(|arg| arg == "--quick"),
-        dir: parent.join(format!("defer-events-{}", std::process::id())),
     };
-    std::fs::create_dir_all(&options.dir).expect("a directory to write to");
+    let directory = arguments.scratch();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
-    deliveries(&runtime, &options);
-    let _ = std::fs::remove_dir_all(&options.dir);
+    let large = arguments.length.choose(40_000, 100_000, 1_000_000);
+    deliveries(&runtime, directory.path(), large);
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
@@ -68,12 +56,12 @@ fn now() -> Instant {
 
 /// How many deliveries a subscriber that does nothing has in a second, and how soon the first one
 /// comes after the file is opened.
-fn deliveries(runtime: &Runtime, options: &Options) {
-    let large: u32 = if options.quick { 100_000 } else { 1_000_000 };
-    println!("stored, unfinished | deliveries/s | first after the opening, ms");
+fn deliveries(runtime: &Runtime, directory: &Path, large: u32) {
+    println!("| stored, unfinished | deliveries/s | first after the opening, ms |");
+    println!("| ---: | ---: | ---: |");
     let mut rates = Vec::new();
     for stored in [20_000, large] {
-        let path = options.dir.join(format!("deliveries-{stored}.db"));
+        let path = directory.join(format!("deliveries-{stored}.db"));
         runtime.block_on(async {
             let store = Sqlite::open(&path).expect("open");
             fill(&store, stored).await;
@@ -81,13 +69,13 @@ fn deliveries(runtime: &Runtime, options: &Options) {
         });
         let (rate, first) = runtime.block_on(deliver(&path, stored.min(100_000)));
         println!(
-            "{stored:18} | {rate:12.0} | {:10.1}",
+            "| {stored} | {rate:.0} | {:.1} |",
             first.as_secs_f64() * 1e3
         );
         rates.push(rate);
     }
     println!(
-        "with {large} stored, {:.2} of the rate with 20,000 (aim: at least 15,000/s, and not falling)",
+        "\nWith {large} stored, {:.2} of the rate with 20,000 (aim: at least 15,000/s, and not falling).",
         rates[1] / rates[0]
     );
 }

@@ -3,8 +3,8 @@
 //! The client's time to the last byte, over a real connection, with and without a deferred task that
 //! keeps its thread busy for 20 ms, and for 50 ms. The client has a thread and a runtime of its own.
 //!
-//! `cargo bench --bench last_byte`, or `-- 200 h2` for 200 requests in each cell whose name contains
-//! `h2`. Times are in milliseconds; "late" counts requests that took at least half of the task's time
+//! `cargo bench --bench last_byte`, or `-- quick`, or `-- 200 h2` for 200 requests in each cell whose name
+//! contains `h2`. Times are in milliseconds; "late" counts requests that took at least half of the task's time
 //! more than the median without a task. A time is worth what the machine's silence is worth: the columns without a task are
 //! there to be compared with. "overtaken" is an order and not a time, and holds on a noisy machine as
 //! well: requests whose last write to the socket came after their task had begun.
@@ -39,6 +39,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, service_fn};
 use tower_defer::{Defer, DeferLayer, Executor};
+use tower_defer_measure::{Arguments, Figure, Spread, Target};
 
 /// How long the task keeps its thread busy.
 const BUSY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(50)];
@@ -420,19 +421,13 @@ fn millis(time: Duration) -> f64 {
 }
 
 fn main() {
-    if !std::env::args().any(|word| word == "--bench") {
-        println!("nothing is measured by a test run; say `cargo bench --bench last_byte`");
+    let Some(arguments) = Arguments::of_bench() else {
         return;
-    }
-    let words: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
-    let count = words
-        .iter()
-        .find_map(|word| word.parse().ok())
-        .unwrap_or(40);
-    let only = words.iter().find(|word| word.parse::<usize>().is_err());
+    };
+    let count = arguments.words.iter().find_map(|word| word.parse().ok());
+    let count = count.unwrap_or(arguments.length.choose(1, 10, 40));
+    let mut words = arguments.words.iter();
+    let only = words.find(|word| word.parse::<usize>().is_err());
 
     println!("client's time to the last byte, ms; {count} requests a cell");
     println!(
@@ -476,7 +471,7 @@ fn main() {
     }
     println!();
     for (busy, worst) in worst {
-        worst.line(busy);
+        println!("{}", worst.figure(busy));
     }
 }
 
@@ -504,21 +499,27 @@ impl Added {
     }
 
     /// For the report of all targets.
-    fn line(&self, busy: Duration) {
+    fn figure(&self, busy: Duration) -> Figure {
         let by = self.with.saturating_sub(self.without);
-        println!(
-            "target 11 | last byte with a task of {} ms, median, the worst of {} cells ({}); overtaken: \
-             {} of {} | {:.2} ms | {:.2} ms | +{:.2} ms | < {} ms more | {}",
-            busy.as_millis(),
-            self.cells,
-            self.cell,
-            self.overtaken,
-            self.requests,
-            millis(self.without),
-            millis(self.with),
-            millis(by),
-            TARGET.as_millis(),
-            if by < TARGET { "met" } else { "NOT MET" }
-        );
+        Figure {
+            number: 11,
+            what: format!(
+                "what a task of {} ms adds to its response's last byte, median, against {} ms: the worst \
+                 of {} cells ({}: {:.2} ms with, {:.2} ms without); overtaken: {} of {}",
+                busy.as_millis(),
+                TARGET.as_millis(),
+                self.cells,
+                self.cell,
+                millis(self.with),
+                millis(self.without),
+                self.overtaken,
+                self.requests,
+            ),
+            reference: format!("{:.2} ms", millis(TARGET)),
+            ours: format!("{:.2} ms", millis(by)),
+            ratio: Spread::exact(millis(by) / millis(TARGET)),
+            target: Some(Target::AtMost(1.0)),
+            instead: None,
+        }
     }
 }

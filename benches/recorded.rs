@@ -1,6 +1,6 @@
 //! What recording an event adds to its response.
 //!
-//! `cargo bench --bench recorded --features axum,sqlite`; `-- --quick` for a short one, `-- --dir PATH` for
+//! `cargo bench --bench recorded --features axum,sqlite`; `-- quick` for a short one, `-- --dir PATH` for
 //! another disk. A server over a real connection, idle but for one client, who asks in turn: a handler
 //! that emits nothing, one that emits an event of about 200 bytes (the response waits until that is
 //! durable), and beside them the least that it can cost: a record of 200 bytes appended to a file, and
@@ -15,7 +15,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -24,14 +24,12 @@ use serde::{Deserialize, Serialize};
 use tower_defer::event::store::Sqlite;
 use tower_defer::event::{Event, Events};
 use tower_defer::{Defer, DeferLayer};
+use tower_defer_measure::{Arguments, Figure, Spread, Target, median};
 
 const RECORD: usize = 200;
 
 /// Long enough that the delivery before is settled.
 const PAUSE: Duration = Duration::from_millis(5);
-
-/// Of the ratio.
-const TARGET: f64 = 1.5;
 
 #[derive(Clone, Serialize, Deserialize)]
 struct UserCreated {
@@ -43,20 +41,13 @@ impl Event for UserCreated {
 }
 
 fn main() -> io::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        println!("nothing is measured by a test run; say `cargo bench --bench recorded`");
+    let Some(arguments) = Arguments::of_bench() else {
         return Ok(());
-    }
-    let after = |name: &str| arguments.iter().skip_while(|a| *a != name).nth(1);
-    let parent = after("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
-    let directory = parent.join(format!("defer-recorded-{}", std::process::id()));
-    std::fs::create_dir_all(&directory)?;
-    let quick = arguments.iter().any(|argument| argument == "--quick");
-    let (rounds, requests) = if quick { (3, 40) } else { (9, 100) };
-    let measured = measure(&directory, rounds, requests);
-    std::fs::remove_dir_all(&directory)?;
-    print(&measured?, requests);
+    };
+    let directory = arguments.scratch();
+    let (rounds, requests) = arguments.length.choose((1, 4), (3, 40), (9, 100));
+    let measured = measure(directory.path(), rounds, requests)?;
+    print(&measured, requests);
     Ok(())
 }
 
@@ -127,38 +118,38 @@ fn print(rounds: &[Round], requests: usize) {
             added / file
         );
     }
-    let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
-    let mut ratios: Vec<f64> = rounds.iter().map(|r| r.added() / r.file).collect();
-    ratios.sort_by(f64::total_cmp);
-    let ratio = median(ratios.clone());
-    println!(
-        "\ntarget 15 | what recording an event adds to a response, p50, idle, against one append and \
-         `fdatasync` | {:.0} µs | {:.0} µs | {ratio:.2} ({:.2} to {:.2}) | ≤ {TARGET} | {}",
-        of(|round| round.file),
-        of(Round::added),
-        ratios[0],
-        ratios[ratios.len() - 1],
-        if ratio <= TARGET { "met" } else { "NOT MET" }
-    );
+    let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure));
+    let figure = Figure {
+        number: 15,
+        what: "what recording an event adds to a response, p50, idle, against one append and `fdatasync`"
+            .to_owned(),
+        reference: format!("{:.0} µs", of(|round| round.file)),
+        ours: format!("{:.0} µs", of(Round::added)),
+        ratio: Spread::of(rounds.iter().map(|r| r.added() / r.file)),
+        target: Some(Target::AtMost(1.5)),
+        instead: None,
+    };
+    println!("\n{figure}");
     let plain = of(|round| round.plain);
     let [events, file] =
         [0, 1].map(|which| p99(rounds.iter().flat_map(|round| round.all[which].clone())));
     let added = events - plain;
-    println!(
-        "target 15 | the same, p99 | {file:.0} µs | {added:.0} µs | {:.2} | | ",
-        added / file
-    );
+    let figure = Figure {
+        number: 15,
+        what: "the same, p99".to_owned(),
+        reference: format!("{file:.0} µs"),
+        ours: format!("{added:.0} µs"),
+        ratio: Spread::exact(added / file),
+        target: None,
+        instead: None,
+    };
+    println!("{figure}");
 }
 
 fn p99(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() * 99 / 100]
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// On a thread of its own.

@@ -1,8 +1,8 @@
 //! What the embedded store costs, against the least that durability can cost on the same disk.
 //!
 //! Not a benchmark of the disk: the figures that count are the ratios, made in one run, in
-//! interleaved rounds. `cargo bench --bench store --features sqlite`; `-- --quick` for a short one,
-//! `-- --dir PATH` for another disk, `-- --only appends` or `-- --only deliveries` for a half.
+//! interleaved rounds. `cargo bench --bench store --features sqlite`; `-- quick` for a short one,
+//! `-- --dir PATH` for another disk, `-- appends` or `-- deliveries` for a half.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tower_defer::event::store::{NewEvent, Settle, Sqlite, Start, Store};
+use tower_defer_measure::{Arguments, Figure, Length, Spread, Target, cpu_of, median};
 
 /// The record of the reference measurements: 200 bytes.
 const RECORD: usize = 200;
@@ -20,38 +21,22 @@ const RECORD: usize = 200;
 /// Where the time begins for the store; it only has to rise.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 
-struct Options {
-    quick: bool,
-    dir: PathBuf,
-}
-
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    if !args.iter().any(|arg| arg == "--bench") {
-        println!("nothing is measured by a test run; say `cargo bench --bench store`");
+    let Some(arguments) = Arguments::of_bench() else {
         return;
-    }
-    let after = |name: &str| args.iter().skip_while(|arg| *arg != name).nth(1).cloned();
-    let parent = after("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
-    let options = Options {
-        quick: args.iter().any(|arg| arg == "--quick"),
-        dir: parent.join(format!("defer-bench-{}", std::process::id())),
     };
-    std::fs::create_dir_all(&options.dir).expect("a directory to write to");
+    let directory = arguments.scratch();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
-    let only = after("--only");
-    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    if wanted("appends") {
-        appends(&runtime, &options);
+    if arguments.wanted("appends") {
+        appends(&runtime, directory.path(), arguments.length);
     }
-    if wanted("deliveries") {
-        deliveries(&runtime, &options);
+    if arguments.wanted("deliveries") {
+        deliveries(&runtime, directory.path(), arguments.length);
     }
-    let _ = std::fs::remove_dir_all(&options.dir);
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
@@ -59,32 +44,23 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// What the process has spent, which a busy machine disturbs less than the time that it takes:
 /// processor time in ticks of 10 ms, and bytes that went to the disk. Zero where there is no `/proc`.
 #[derive(Clone, Copy, Default)]
 struct Spent {
-    ticks: f64,
+    cpu: Duration,
     bytes: f64,
     calls: f64,
 }
 
 impl Spent {
     fn now() -> Self {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // After the name in brackets: fields 14 and 15 of the whole.
-        let ticks = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = ticks.split_whitespace().skip(11).take(2);
         let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
         let bytes = io
             .lines()
             .find_map(|line| line.strip_prefix("write_bytes: "));
         Self {
-            ticks: ticks.filter_map(|field| field.parse::<f64>().ok()).sum(),
+            cpu: cpu_of("self"),
             bytes: bytes.and_then(|bytes| bytes.parse().ok()).unwrap_or(0.0),
             calls: 0.0,
         }
@@ -92,7 +68,7 @@ impl Spent {
 
     fn add(&mut self, before: &Self, calls: f64) {
         let now = Self::now();
-        self.ticks += now.ticks - before.ticks;
+        self.cpu += now.cpu - before.cpu;
         self.bytes += now.bytes - before.bytes;
         self.calls += calls;
     }
@@ -100,20 +76,20 @@ impl Spent {
 
 impl std::fmt::Display for Spent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (cpu, bytes) = (self.ticks * 10_000.0, self.bytes);
+        let micros = self.cpu.as_secs_f64() * 1e6;
         write!(
             f,
             "{:.1} µs of CPU, {:.0} bytes",
-            cpu / self.calls,
-            bytes / self.calls
+            micros / self.calls,
+            self.bytes / self.calls
         )
     }
 }
 
 /// Durable appends by concurrent writers, each of whom waits for its own. The files stay open over
 /// all rounds, so that what is measured is the steady state, checkpoints included.
-fn appends(runtime: &Runtime, options: &Options) {
-    let (rounds, round) = if options.quick { (3, 300) } else { (9, 1_000) };
+fn appends(runtime: &Runtime, directory: &Path, length: Length) {
+    let (rounds, round) = length.choose((1, 20), (3, 300), (9, 1_000));
     let round = Duration::from_millis(round);
     println!("durable appends/s, {RECORD} bytes, median (best) of {rounds} interleaved rounds");
     println!("writers | file + fdatasync | store, due | ratio | store, claimed | ratio");
@@ -122,7 +98,7 @@ fn appends(runtime: &Runtime, options: &Options) {
     for writers in [1, 16, 64] {
         let mut figures = [Vec::new(), Vec::new(), Vec::new()];
         let mut spent = [Spent::default(), Spent::default(), Spent::default()];
-        let path = |name: &str| options.dir.join(format!("{name}-{writers}"));
+        let path = |name: &str| directory.join(format!("{name}-{writers}"));
         let log = Log::create(&path("log"));
         let stores = ["due", "claimed"].map(|name| {
             let store = Sqlite::open(path(name)).expect("open");
@@ -157,31 +133,30 @@ fn appends(runtime: &Runtime, options: &Options) {
         // round, and then the median of those.
         let ratio = |i: usize| {
             let rounds = figures[i].iter().zip(&figures[0]);
-            median(rounds.map(|(store, bare)| store / bare).collect())
+            Spread::of(rounds.map(|(store, bare)| store / bare))
         };
         let ratios = [ratio(1), ratio(2)];
         let [bare, due, claimed] = figures.map(median);
         println!(
             "{writers:7} | {bare:7.0} ({:6.0}) | {due:7.0} ({:6.0}) | {:.2} | {claimed:7.0} ({:6.0}) \
              | {:.2}",
-            best[0], best[1], ratios[0], best[2], ratios[1]
+            best[0], best[1], ratios[0].median, best[2], ratios[1].median
         );
-        // For the report of all targets. Claimed: as an emit records it while there is room.
-        let line = |target| {
-            let met = if ratios[1] >= target {
-                "met"
-            } else {
-                "NOT MET"
-            };
-            format!(
-                "target 14 | durable emits a second, {writers} concurrent, against a bare file with group \
-                 commit | {bare:.0} | {claimed:.0} | {:.2} | ≥ {target} | {met}",
-                ratios[1],
-            )
+        // Claimed: as an emit records it while there is room.
+        let figure = |target| Figure {
+            number: 14,
+            what: format!(
+                "durable emits a second, {writers} concurrent, against a bare file with group commit"
+            ),
+            reference: format!("{bare:.0}"),
+            ours: format!("{claimed:.0}"),
+            ratio: ratios[1],
+            target: Some(Target::AtLeast(target)),
+            instead: None,
         };
         lines.extend(match writers {
-            16 => Some(line(0.6)),
-            64 => Some(line(0.5)),
+            16 => Some(figure(0.6)),
+            64 => Some(figure(0.5)),
             _ => None,
         });
         let [bare, due, claimed] = spent.map(|spent| spent.to_string());
@@ -294,16 +269,12 @@ impl Log {
 }
 
 /// Claim, run nothing, settle, with so many stored; then how soon a new process has its first.
-fn deliveries(runtime: &Runtime, options: &Options) {
-    let (rounds, large) = if options.quick {
-        (3, 100_000)
-    } else {
-        (5, 1_000_000)
-    };
+fn deliveries(runtime: &Runtime, directory: &Path, length: Length) {
+    let (rounds, large) = length.choose((1, 40_000), (3, 100_000), (5, 1_000_000));
     println!("\nclaim + no-op + durable settle, median of {rounds} rounds of 20,000");
     println!("stored unfinished | batches of 10, /s | of 100, /s | each delivery, of both");
     for stored in [20_000, large] {
-        let path = options.dir.join(format!("deliveries-{stored}"));
+        let path = directory.join(format!("deliveries-{stored}"));
         let store = Sqlite::open(&path).expect("open");
         runtime.block_on(fill(&store, stored));
         let mut spent = [Spent::default(); 2];
@@ -328,7 +299,7 @@ fn deliveries(runtime: &Runtime, options: &Options) {
                     .block_on(store.claim(more, EPOCH_MS))
                     .expect("claim");
                 running += claimed.len();
-                recovery(runtime, options, &path, running);
+                recovery(runtime, directory, &path, running);
             }
         }
     }
@@ -363,8 +334,8 @@ async fn run(store: &Sqlite, batch: usize, count: usize) -> f64 {
 }
 
 /// Opens the image that a killed process would leave, until the first claim is in hand.
-fn recovery(runtime: &Runtime, options: &Options, path: &Path, running: usize) {
-    let image = options.dir.join("image");
+fn recovery(runtime: &Runtime, directory: &Path, path: &Path, running: usize) {
+    let image = directory.join("image");
     for suffix in ["", "-wal"] {
         let name = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
         std::fs::copy(name(path), name(&image)).expect("an image");

@@ -1,198 +1,59 @@
-//! The server: `GET /` with a side effect, `GET /counts` with what became of the side effects.
+//! The server as it sees itself.
 
-use std::convert::Infallible;
-use std::hint::black_box;
+use std::io::Read as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
 use axum::routing::get;
-use axum_tasks::{AppTasks, HasTasks, TaskHandler, TaskOutput, spawn_task_workers};
-use serde::{Deserialize, Serialize};
-use tower_defer::{Defer, DeferLayer, Executor};
 
-static REQUESTS: AtomicU64 = AtomicU64::new(0);
-/// Side effects.
-static COMPLETED: AtomicU64 = AtomicU64::new(0);
-static REFUSED: AtomicU64 = AtomicU64::new(0);
+use crate::Counts;
 
-fn count(counter: &AtomicU64) {
+/// Requests that came to the handler.
+pub static REQUESTS: AtomicU64 = AtomicU64::new(0);
+/// Side effects that have ended.
+pub static COMPLETED: AtomicU64 = AtomicU64::new(0);
+/// Side effects that were refused; none is known to both sides.
+pub static REFUSED: AtomicU64 = AtomicU64::new(0);
+
+/// One more.
+pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Effect {
-    None,
-    /// 5 ms of waiting.
-    Wait,
-    /// 200 µs of CPU.
-    Burn,
-}
-
-async fn effect(effect: Effect) {
-    match effect {
-        Effect::None => {}
-        Effect::Wait => tokio::time::sleep(Duration::from_millis(5)).await,
-        Effect::Burn => burn(*TURNS.get_or_init(calibrate)),
-    }
-    count(&COMPLETED);
-}
-
-/// Turns of [`burn`] that take 200 µs of CPU. Not until a time on the clock: that passes as well while
-/// somebody else has the core.
-static TURNS: OnceLock<u32> = OnceLock::new();
-
-fn burn(turns: u32) {
-    let mut x = 1_u64;
-    for _ in 0..turns {
-        x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).rotate_left(17));
+/// What the handlers have counted.
+pub fn counted() -> Counts {
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    // What has ended first: a request that comes between is then seen as unfinished, never the reverse.
+    let (completed, refused) = (of(&COMPLETED), of(&REFUSED));
+    Counts {
+        requests: of(&REQUESTS),
+        completed,
+        refused,
     }
 }
 
-fn calibrate() -> u32 {
-    const TRIED: u32 = 100_000;
-    let fastest = (0..50)
-        .map(|_| {
-            let start = Instant::now();
-            burn(TRIED);
-            start.elapsed()
-        })
-        .min()
-        .unwrap_or_default();
-    let share = Duration::from_micros(200).as_secs_f64() / fastest.as_secs_f64();
-    (f64::from(TRIED) * share) as u32
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize, axum_tasks::Task)]
-struct Job {
-    effect: Effect,
-}
-
-impl Job {
-    async fn execute(&self) -> TaskOutput {
-        effect(self.effect).await;
-        TaskOutput::Success(serde_json::Value::Null)
-    }
-}
-
-#[derive(Clone, HasTasks)]
-struct Queue {
-    tasks: AppTasks,
-}
-
-pub(crate) fn run(variant: &str, side: &str) {
-    let side = match side {
-        "none" => Effect::None,
-        "wait" => Effect::Wait,
-        "burn" => {
-            TURNS.get_or_init(calibrate);
-            Effect::Burn
-        }
-        other => panic!("no such effect: {other}"),
-    };
+/// Serves until the process that has started it lets go of its input: `GET /counts` beside what the
+/// application has. The address is the first line that it prints.
+pub fn run<F: Future<Output = Router>>(
+    app: impl FnOnce() -> F,
+    counts: impl Fn() -> Counts + Clone + Send + Sync + 'static,
+) {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let app = app(variant, side).await;
-        let app = app.route("/counts", get(counts));
+        let app = app().await;
+        let app = app.route("/counts", get(async move || counts().text()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
         println!("{}", listener.local_addr().expect("an address"));
         axum::serve(listener, app).await.expect("the server");
     });
-}
-
-async fn counts() -> String {
-    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    // What has ended first: a request that comes between is then seen as unfinished, never the reverse.
-    let (completed, refused) = (of(&COMPLETED), of(&REFUSED));
-    format!("{} {completed} {refused}", of(&REQUESTS))
-}
-
-async fn app(variant: &str, side: Effect) -> Router {
-    match variant {
-        "none" => Router::new().route(
-            "/",
-            get(async || {
-                count(&REQUESTS);
-                count(&COMPLETED);
-                "hello"
-            }),
-        ),
-        "inline" => Router::new().route(
-            "/",
-            get(move || async move {
-                count(&REQUESTS);
-                effect(side).await;
-                "hello"
-            }),
-        ),
-        "spawn" => Router::new().route(
-            "/",
-            get(move || async move {
-                count(&REQUESTS);
-                tokio::spawn(effect(side));
-                "hello"
-            }),
-        ),
-        "defer" => deferred(
-            side,
-            Executor::builder()
-                .concurrency(1024)
-                .capacity(65_536)
-                .build(),
-        ),
-        "dedicated" => {
-            // What never yields runs one at a time on one thread, whatever is allowed.
-            let concurrency = if side == Effect::Burn { 1 } else { 1024 };
-            deferred(
-                side,
-                Executor::builder()
-                    .concurrency(concurrency)
-                    .capacity(65_536)
-                    .dedicated(1)
-                    .build(),
-            )
-        }
-        "axum-tasks" => {
-            let queue = Queue {
-                tasks: AppTasks::new(),
-            };
-            let shutdown = axum_tasks::CancellationToken::new();
-            spawn_task_workers(queue.tasks.clone(), shutdown, Some(1024));
-            Router::new()
-                .route(
-                    "/",
-                    get(move |State(queue): State<Arc<Queue>>| async move {
-                        count(&REQUESTS);
-                        if queue.tasks.queue(Job { effect: side }).await.is_err() {
-                            count(&REFUSED);
-                        }
-                        "hello"
-                    }),
-                )
-                .with_state(Arc::new(queue))
-        }
-        other => panic!("no such variant: {other}"),
-    }
-}
-
-fn deferred(side: Effect, executor: Executor) -> Router {
-    let app: Router<()> = Router::new().route(
-        "/",
-        get(move |defer: Defer| async move {
-            count(&REQUESTS);
-            if defer.try_run(move || effect(side)).is_err() {
-                count(&REFUSED);
-            }
-            Ok::<_, Infallible>("hello")
-        }),
-    );
-    app.layer(DeferLayer::new().executor(executor))
 }

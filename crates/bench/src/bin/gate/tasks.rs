@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tower_defer::{BoxError, Executor, Task, TaskError};
+use tower_defer::{BoxError, Executor, Retry, Task, TaskError};
 
 use crate::allocations;
 
@@ -110,6 +110,20 @@ pub async fn run_named(name: &str, n: usize) -> bool {
         "submit once" => {
             bursts(n, burst, |captured| {
                 executor.submit(Task::once(async move { ready_task(captured) }));
+            })
+            .await;
+        }
+        "submit, no retry" => {
+            let executor = Executor::builder().retry(Retry::never()).build();
+            bursts(n, burst, |captured| {
+                executor.submit(move || async move { ready_task(captured) });
+            })
+            .await;
+        }
+        "submit, no timeout, waits" => {
+            let executor = Executor::builder().timeout(Duration::MAX).build();
+            bursts(n, burst, |captured| {
+                executor.submit(move || waiting_task(captured));
             })
             .await;
         }

@@ -4,11 +4,12 @@
 //! ```text
 //! cargo run --release -p tower-defer-bench --bin report            # about half an hour, without building
 //! cargo run --release -p tower-defer-bench --bin report -- quick   # about eight minutes; noisier, no plots
+//! cargo run --release -p tower-defer-bench --bin report -- check   # sees that each program works; no figures
 //! cargo run --release -p tower-defer-bench --bin report -- write   # also draws it into docs/ and README.md
 //! ```
 //!
 //! The table goes to stdout, what the programs say meanwhile to stderr. It needs `valgrind` for the
-//! targets 1 to 8 and `oha` for 9 and 10; what is missing is said in the table.
+//! targets 1 to 8 and `oha` for 9, 10 and 12; what is missing is said in the table.
 
 mod documents;
 mod programs;
@@ -16,24 +17,52 @@ mod table;
 
 use std::process::ExitCode;
 
+use tower_defer_measure::{Arguments, Length};
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (quick, write) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => (false, false),
-        ["quick"] => (true, false),
-        ["write"] => (false, true),
-        ["quick", "write"] | ["write", "quick"] => (true, true),
+    let arguments = Arguments::read_unhurried();
+    let length = arguments.length;
+    let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
+    let write = match (length, &words[..]) {
+        (_, []) => false,
+        (Length::Quick | Length::Full, ["write"]) => true,
         _ => {
-            eprintln!("usage: report [quick] [write]");
+            eprintln!(
+                "usage: report [quick | check] [write]; what `check` sees is not written down"
+            );
             return ExitCode::from(2);
         }
     };
-    let machine = table::machine(quick);
-    let results: Vec<_> = programs::ALL.iter().map(|p| p.run(quick)).collect();
+    let machine = table::machine(length);
+    // A check is as short as a program allows. The gate allows nothing, and CI runs it as it is.
+    let wanted = |program: &&programs::Program| program.lengths || length != Length::Check;
+    let programs = programs::ALL.iter().filter(wanted);
+    let results: Vec<_> = programs.map(|program| program.run(length)).collect();
+    if length == Length::Check {
+        return checked(&results);
+    }
     let table = table::of_all(&results);
     println!("{machine}\n\n{table}");
     if write {
         documents::write(&machine, &table, &results);
     }
     ExitCode::SUCCESS
+}
+
+/// Without a tool nothing is known of a program; that is said, and no failure of it.
+fn checked(results: &[programs::Said]) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    println!();
+    for said in results {
+        let shown = said.program.shown();
+        match &said.failed {
+            None => println!("works: {shown}"),
+            Some(why) if said.lacks_a_tool => println!("NOTHING CHECKED: {shown}: {why}"),
+            Some(why) => {
+                println!("FAILED: {shown}: {why}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
 }

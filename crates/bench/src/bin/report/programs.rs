@@ -1,8 +1,13 @@
 //! The programs that measure, and what they said.
+//!
+//! Each takes the words `quick` (noisier) and `check` (as short as it can be, to see that it works), all
+//! but the gate, which has one length.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+
+use tower_defer_measure::{LACKING, Length};
 
 use crate::table::Line;
 
@@ -10,8 +15,8 @@ pub(crate) struct Program {
     pub(crate) title: &'static str,
     /// As a user types it.
     pub(crate) command: &'static str,
-    /// Put behind it for a short run; the last word of the command says where they belong.
-    quick: &'static str,
+    /// Whether it knows the words for a shorter run; they are put behind the command.
+    pub(crate) lengths: bool,
     /// The targets that it measures.
     pub(crate) targets: &'static [u32],
     /// Whether it prints Markdown.
@@ -23,49 +28,56 @@ pub(crate) const ALL: &[Program] = &[
     Program {
         title: "Instructions and allocations",
         command: "cargo run --profile bench -p tower-defer-bench --bin gate -- report",
-        quick: "",
+        lengths: false,
         targets: &[1, 2, 3, 4, 5, 6, 7, 8, 13],
         markdown: false,
     },
     Program {
         title: "A server under load",
-        command: "cargo run --release -p tower-defer-server-bench --",
-        quick: "quick",
+        command: "cargo run --release -p tower-defer-server-bench --bin server --",
+        lengths: true,
         targets: &[9, 10],
         markdown: true,
     },
     Program {
         title: "The last byte",
         command: "cargo bench --bench last_byte --",
-        quick: "10",
+        lengths: true,
         targets: &[11],
         markdown: false,
     },
     Program {
         title: "Overload",
-        command: "cargo bench --bench overload --",
-        quick: "--seconds 10",
+        command: "cargo run --release -p tower-defer-server-bench --bin overload --",
+        lengths: true,
         targets: &[12],
         markdown: true,
     },
     Program {
         title: "How cost grows",
         command: "cargo run --profile bench -p tower-defer-bench --bin scale --",
-        quick: "quick",
+        lengths: true,
         targets: &[13],
         markdown: true,
     },
     Program {
         title: "The store of events",
         command: "cargo bench --bench store --features sqlite --",
-        quick: "--quick",
+        lengths: true,
         targets: &[14],
         markdown: false,
     },
     Program {
+        title: "Deliveries",
+        command: "cargo bench --bench events --features sqlite --",
+        lengths: true,
+        targets: &[],
+        markdown: true,
+    },
+    Program {
         title: "A response that records an event",
         command: "cargo bench --bench recorded --features axum,sqlite --",
-        quick: "--quick",
+        lengths: true,
         targets: &[15],
         markdown: false,
     },
@@ -78,13 +90,19 @@ pub(crate) struct Said {
     pub(crate) text: String,
     pub(crate) lines: Vec<Line>,
     pub(crate) failed: Option<String>,
+    /// The program is not to blame.
+    pub(crate) lacks_a_tool: bool,
 }
 
 impl Program {
-    pub(crate) fn run(&'static self, quick: bool) -> Said {
+    /// Ends by itself: each program gives up after twenty minutes.
+    pub(crate) fn run(&'static self, length: Length) -> Said {
         let mut words: Vec<&str> = self.command.split(' ').collect();
-        if quick {
-            words.extend(self.quick.split_whitespace());
+        if length == Length::Check {
+            words = unoptimised(&words);
+        }
+        if self.lengths {
+            words.extend(length.word().split_whitespace());
         }
         eprintln!("\n=== {}", words.join(" "));
         let mut said = Said {
@@ -92,6 +110,7 @@ impl Program {
             text: String::new(),
             lines: Vec::new(),
             failed: None,
+            lacks_a_tool: false,
         };
         let child = Command::new(words[0])
             .args(&words[1..])
@@ -109,16 +128,21 @@ impl Program {
         let out = child.stdout.take().expect("piped");
         for line in BufReader::new(out).lines().map_while(Result::ok) {
             eprintln!("{line}");
-            match Line::parse(&line) {
-                Some(line) => said.lines.push(line),
-                None => said.text.extend([&line, "\n"]),
+            if let Some(why) = line.strip_prefix("unmeasured | ") {
+                said.failed = Some(why.to_owned());
+                said.lacks_a_tool = why.starts_with(LACKING);
+            } else if let Some(line) = Line::parse(&line) {
+                said.lines.push(line);
+            } else {
+                said.text.extend([&line, "\n"]);
             }
         }
-        said.failed = match child.wait() {
+        let ended = match child.wait() {
             Ok(status) if status.success() => None,
             Ok(status) => Some(format!("its program ended with {status}")),
             Err(error) => Some(error.to_string()),
         };
+        said.failed = said.failed.or(ended);
         said
     }
 
@@ -126,6 +150,21 @@ impl Program {
     pub(crate) fn shown(&self) -> &'static str {
         self.command.trim_end_matches(" --")
     }
+}
+
+/// Whether a program works can be seen in the build that the tests use, which is there already.
+fn unoptimised<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    let mut words = words.iter().copied();
+    let mut other = Vec::new();
+    while let Some(word) = words.next() {
+        match word {
+            "--release" => {}
+            "--profile" | "--features" => drop(words.next()),
+            "bench" => other.extend(["bench", "--profile", "dev", "--all-features"]),
+            word => other.push(word),
+        }
+    }
+    other
 }
 
 /// The root of the repository.

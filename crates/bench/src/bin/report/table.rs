@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
+use tower_defer_measure::Length;
+
 use crate::programs::Said;
 
-/// `target 9 | figure | reference | ours | ratio | target | met`, as a program prints it.
+/// What a program printed as a [`tower_defer_measure::Figure`].
 pub(crate) struct Line {
     pub(crate) number: u32,
     pub(crate) figure: String,
@@ -108,25 +110,18 @@ fn why(number: u32, results: &[Said]) -> String {
 }
 
 /// Where and when it was made, and by which command.
-pub(crate) fn machine(quick: bool) -> String {
-    let said = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output();
-        let output = output.map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&output).trim().to_owned()
-    };
-    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = processor
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("a processor", |(_, name)| name);
+pub(crate) fn machine(length: Length) -> String {
+    let date = Command::new("date").arg("+%Y-%m-%d").output();
+    let date = date.map(|output| output.stdout).unwrap_or_default();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
     format!(
-        "{} cores of {processor}, {}, {}, {}; load average {load} before the start. `cargo run --release -p tower-defer-bench --bin report{}`",
-        std::thread::available_parallelism().map_or(0, usize::from),
-        said("uname", &["-sr"]),
-        said("rustc", &["--version"]),
-        said("date", &["+%Y-%m-%d"]),
-        if quick { " -- quick" } else { "" },
+        "{}, {}; load average {load} before the start. `cargo run --release -p tower-defer-bench --bin report{}`",
+        tower_defer_measure::machine(),
+        String::from_utf8_lossy(&date).trim(),
+        match length {
+            Length::Full => String::new(),
+            shorter => format!(" -- {}", shorter.word()),
+        },
     )
 }

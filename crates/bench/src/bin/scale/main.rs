@@ -1,10 +1,11 @@
-//! How cost grows: with tasks per request, with the queue's length, with waiting retries, with open
-//! streams that each hold a task. Prints tables and draws a plot of each into `docs/`.
+//! How cost and latency grow: with tasks per request, with the queue's length, with threads that submit,
+//! with waiting retries, with open streams that each hold a task. Prints tables and draws plots into
+//! `docs/`.
 //!
 //! ```text
-//! cargo run --profile bench -p tower-defer-bench --bin scale            # about three minutes
+//! cargo run --profile bench -p tower-defer-bench --bin scale            # about four minutes
 //! cargo run --profile bench -p tower-defer-bench --bin scale -- quick   # a tenth of the sizes, no plots
-//! cargo run --profile bench -p tower-defer-bench --bin scale -- retries # or requests, queue, streams
+//! cargo run --profile bench -p tower-defer-bench --bin scale -- retries # or requests, queue, threads, streams
 //! ```
 //!
 //! Times are medians of rounds in which ours and the reference take turns; bytes are what a counting
@@ -18,33 +19,35 @@ mod queue;
 mod requests;
 mod retries;
 mod streams;
+mod threads;
 
 use std::path::Path;
 use std::time::Instant;
+
+use tower_defer_measure::{Arguments, Length};
 
 #[global_allocator]
 static HEAP: heap::Counting = heap::Counting;
 
 fn main() {
-    let quick = std::env::args().any(|argument| argument == "quick");
-    let only = std::env::args()
-        .skip(1)
-        .find(|argument| argument != "quick");
-    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    let arguments = Arguments::read();
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-    let docs = (!quick).then_some(docs.as_path());
-    let most = if quick { 100_000 } else { 1_000_000 };
-    if wanted("requests") {
+    let docs = (arguments.length == Length::Full).then_some(docs.as_path());
+    let most = arguments.length.choose(1_000, 100_000, 1_000_000);
+    if arguments.wanted("requests") {
         requests::run(docs);
     }
-    if wanted("queue") {
+    if arguments.wanted("queue") {
         queue::run(docs, most);
     }
-    if wanted("retries") {
+    if arguments.wanted("threads") {
+        threads::run(most);
+    }
+    if arguments.wanted("retries") {
         retries::run(docs, most);
     }
-    if wanted("streams") {
-        streams::run(docs, if quick { 1_000 } else { 10_000 });
+    if arguments.wanted("streams") {
+        streams::run(docs, arguments.length.choose(100, 1_000, 10_000));
     }
 }
 
@@ -55,9 +58,18 @@ fn time(work: impl FnOnce()) -> f64 {
     start.elapsed().as_nanos() as f64
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// More where one is short.
+fn rounds(size: usize) -> usize {
+    if size > 100_000 { 3 } else { 9 }
+}
+
+/// On a new thread with a runtime of its own: what the thread before kept for later (boxes of tasks
+/// that have ended) would be missing in the bytes.
+fn fresh<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| runtime().block_on(work()));
+        thread.join().expect("the measuring thread")
+    })
 }
 
 fn runtime() -> tokio::runtime::Runtime {

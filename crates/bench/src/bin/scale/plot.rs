@@ -4,16 +4,36 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 pub(crate) struct Line {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
+    /// What ours is compared with: drawn with dashes.
+    pub(crate) reference: bool,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
+/// Ours and its reference, in turn: a pair has one colour.
+pub(crate) fn pairs(names: &[(&str, &str)], points: Vec<Vec<(f64, f64)>>) -> Vec<Line> {
+    let names = names
+        .iter()
+        .flat_map(|(ours, reference)| [(*ours, false), (*reference, true)]);
+    let lines = names.zip(points);
+    lines
+        .map(|((name, reference), points)| Line {
+            name: name.to_owned(),
+            reference,
+            points,
+        })
+        .collect()
+}
+
 const WIDTH: f64 = 640.0;
+/// Of the plot with its axes; the names of the lines come below.
 const HEIGHT: f64 = 360.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
+const ROW: f64 = 18.0;
+/// Readable on white, which the plot brings along: it may stand on a dark page.
 const COLOURS: [&str; 3] = ["#0b6e99", "#c4554d", "#548164"];
 
 struct Axis {
@@ -66,12 +86,13 @@ pub(crate) fn write(
         svg.push_str(&text);
         svg.push('\n');
     };
+    let whole = HEIGHT + ROW * lines.len() as f64 + 8.0;
     put(format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         font-family=\"sans-serif\" font-size=\"12\">"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {whole}\" \
+         font-family=\"sans-serif\" font-size=\"12\" fill=\"#222\">"
     ));
     put(format!(
-        "<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>"
+        "<rect width=\"{WIDTH}\" height=\"{whole}\" fill=\"white\"/>"
     ));
     put(format!(
         "<text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{title}</text>"
@@ -100,14 +121,20 @@ pub(crate) fn write(
             number(tick)
         ));
     }
+    let paired = lines.iter().any(|line| line.reference);
     for (n, line) in lines.iter().enumerate() {
-        let colour = COLOURS[n % COLOURS.len()];
+        let colour = COLOURS[if paired { n / 2 } else { n } % COLOURS.len()];
+        let dashes = if line.reference {
+            " stroke-dasharray=\"6 4\""
+        } else {
+            ""
+        };
         let mut path = String::new();
         for (x, y) in &line.points {
             let _ = write!(path, "{:.1},{:.1} ", at_x(*x), at_y(*y));
         }
         put(format!(
-            "<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>"
+            "<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>"
         ));
         for (x, y) in &line.points {
             put(format!(
@@ -116,10 +143,15 @@ pub(crate) fn write(
                 at_y(*y)
             ));
         }
-        let y = TOP + 14.0 + 16.0 * n as f64;
+        let y = HEIGHT + ROW * n as f64;
         put(format!(
-            "<text x=\"{}\" y=\"{y}\" fill=\"{colour}\">{}</text>",
-            LEFT + 10.0,
+            "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>",
+            LEFT + 30.0
+        ));
+        put(format!(
+            "<text x=\"{}\" y=\"{}\">{}</text>",
+            LEFT + 40.0,
+            y + 4.0,
             line.name
         ));
     }

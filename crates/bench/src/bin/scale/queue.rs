@@ -6,27 +6,39 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tower_defer::{Executor, Task};
+use tower_defer_measure::median;
 
-use crate::plot::{self, Line};
-use crate::{decades, heap, runtime, time};
+use crate::plot::{self, pairs};
+use crate::{decades, fresh, heap, rounds, time};
 
 pub(crate) fn run(docs: Option<&Path>, most: usize) {
     println!("\n## The length of the queue (one task blocks the only worker, the rest waits)\n");
     println!(
-        "| queued | ns to submit one | ns to run one | bytes each, captures (8) included | tokio::spawn: ns to spawn one | ns to run one | bytes each |"
+        "| queued | ns to submit one | ns to run one | ms until the last has run | bytes each, captures (8) included | `tokio::spawn`: ns to spawn one | ns to run one | ms until the last has run | bytes each |"
     );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    let runtime = runtime();
-    let (mut submit_line, mut run_line) = (Vec::new(), Vec::new());
+    println!("|{}", " ---: |".repeat(9));
+    let mut lines = vec![Vec::new(); 4];
     for length in decades(most) {
-        let ours = runtime.block_on(ours(length));
-        let spawned = runtime.block_on(spawned(length));
+        let rounds: Vec<_> = (0..rounds(length))
+            .map(|_| {
+                let ours = fresh(|| ours(length));
+                (ours, fresh(|| spawned(length)))
+            })
+            .collect();
+        let of = |figure: &dyn Fn(&(Queued, Queued)) -> f64| median(rounds.iter().map(figure));
+        let [submit, run] = [of(&|r| r.0.submit), of(&|r| r.0.run)];
+        let [spawn, spawned] = [of(&|r| r.1.submit), of(&|r| r.1.run)];
+        let all = |each: f64| each * length as f64 / 1e6;
         println!(
-            "| {length} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |",
-            ours.0, ours.1, ours.2, spawned.0, spawned.1, spawned.2
+            "| {length} | {submit:.0} | {run:.0} | {:.2} | {:.0} | {spawn:.0} | {spawned:.0} | {:.2} | {:.0} |",
+            all(run),
+            of(&|r| r.0.bytes),
+            all(spawned),
+            of(&|r| r.1.bytes),
         );
-        submit_line.push((length as f64, ours.0));
-        run_line.push((length as f64, ours.1));
+        for (line, value) in lines.iter_mut().zip([submit, spawn, run, spawned]) {
+            line.push((length as f64, value));
+        }
     }
     plot::write(
         docs,
@@ -34,21 +46,24 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         "A task in a queue of this length",
         "queued tasks",
         "ns per task",
-        &[
-            Line {
-                name: "to submit",
-                points: submit_line,
-            },
-            Line {
-                name: "to run",
-                points: run_line,
-            },
-        ],
+        &pairs(
+            &[
+                ("tower-defer: to submit", "tokio::spawn: to spawn"),
+                ("tower-defer: to run", "tokio::spawn: to run"),
+            ],
+            lines,
+        ),
     );
 }
 
-/// Nanoseconds to submit and to run a task, and what it takes up while it waits.
-async fn ours(length: usize) -> (f64, f64, f64) {
+/// Of one task, in nanoseconds, and what it takes up while it waits.
+struct Queued {
+    submit: f64,
+    run: f64,
+    bytes: f64,
+}
+
+async fn ours(length: usize) -> Queued {
     let executor = Executor::builder()
         .concurrency(1)
         .capacity(length + 1)
@@ -73,12 +88,10 @@ async fn ours(length: usize) -> (f64, f64, f64) {
     gate.add_permits(1);
     let start = std::time::Instant::now();
     executor.idle().await;
-    let run = start.elapsed().as_nanos() as f64;
-    let each = length as f64;
-    (submit / each, run / each, bytes as f64 / each)
+    Queued::new(length, submit, start, bytes)
 }
 
-async fn spawned(length: usize) -> (f64, f64, f64) {
+async fn spawned(length: usize) -> Queued {
     let before = heap::alive();
     let mut last = None;
     let spawn = time(|| {
@@ -93,7 +106,17 @@ async fn spawned(length: usize) -> (f64, f64, f64) {
     if let Some(last) = last {
         last.await.expect("it ends");
     }
-    let run = start.elapsed().as_nanos() as f64;
-    let each = length as f64;
-    (spawn / each, run / each, bytes as f64 / each)
+    Queued::new(length, spawn, start, bytes)
+}
+
+impl Queued {
+    fn new(length: usize, submit: f64, start: std::time::Instant, bytes: isize) -> Self {
+        let run = start.elapsed().as_nanos() as f64;
+        let each = length as f64;
+        Self {
+            submit: submit / each,
+            run: run / each,
+            bytes: bytes as f64 / each,
+        }
+    }
 }

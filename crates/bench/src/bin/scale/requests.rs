@@ -3,17 +3,17 @@
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use tower_defer::{Defer, DeferLayer, Executor};
+use tower_defer_measure::median;
 use tower_layer::Layer as _;
 use tower_service::Service;
 
-use crate::plot::{self, Line};
-use crate::{median, time};
+use crate::plot::{self, pairs};
 
 const ROUNDS: usize = 9;
 const REQUESTS: usize = 64;
@@ -69,11 +69,13 @@ where
 
 pub(crate) fn run(docs: Option<&Path>) {
     println!("\n## Tasks per request ({REQUESTS} requests, bodies read, then all tasks run)\n");
-    println!("| tasks | ns per request, tower-defer | naked tokio::spawn | ratio |");
-    println!("| ---: | ---: | ---: | ---: |");
+    println!(
+        "| tasks | ns until the response is out, tower-defer | `tokio::spawn` in the handler | ns until all tasks have run, a request, tower-defer | `tokio::spawn` in the handler | ratio |"
+    );
+    println!("|{}", " ---: |".repeat(6));
     // One each: the parked workers of ours are tasks of their runtime, too.
     let (runtime, spawns) = (crate::runtime(), crate::runtime());
-    let (mut ours_line, mut spawn_line) = (Vec::new(), Vec::new());
+    let mut lines = vec![Vec::new(); 4];
     for tasks in [1, 2, 4, 8, 16, 64, 256, 1024] {
         let executor = Executor::builder().capacity(2 * REQUESTS * tasks).build();
         let layer = DeferLayer::new().executor(executor.clone());
@@ -82,46 +84,59 @@ pub(crate) fn run(docs: Option<&Path>) {
             spawn: false,
         });
         let mut spawn = Handler { tasks, spawn: true };
-        let (mut ours_ns, mut spawn_ns) = (Vec::new(), Vec::new());
+        let mut rounds = [const { Vec::new() }; 4];
         for _ in 0..ROUNDS {
-            ours_ns.push(time(|| {
-                runtime.block_on(async {
-                    requests(&mut ours).await;
-                    executor.idle().await;
-                });
-            }));
-            spawn_ns.push(time(|| {
-                spawns.block_on(async {
-                    requests(&mut spawn).await;
-                    while spawns.metrics().num_alive_tasks() > 0 {
-                        tokio::task::yield_now().await;
-                    }
-                });
-            }));
+            let start = Instant::now();
+            let out = runtime.block_on(async {
+                requests(&mut ours).await;
+                let out = start.elapsed();
+                executor.idle().await;
+                out
+            });
+            let all = start.elapsed();
+            let start = Instant::now();
+            let spawn_out = spawns.block_on(async {
+                requests(&mut spawn).await;
+                let out = start.elapsed();
+                while spawns.metrics().num_alive_tasks() > 0 {
+                    tokio::task::yield_now().await;
+                }
+                out
+            });
+            let times = [out, spawn_out, all, start.elapsed()];
+            for (round, time) in rounds.iter_mut().zip(times) {
+                round.push(time.as_nanos() as f64 / REQUESTS as f64);
+            }
         }
-        let per_request = |ns: Vec<f64>| median(ns) / REQUESTS as f64;
-        let (a, b) = (per_request(ours_ns), per_request(spawn_ns));
-        println!("| {tasks} | {a:.0} | {b:.0} | {:.2} |", a / b);
-        ours_line.push((tasks as f64, a));
-        spawn_line.push((tasks as f64, b));
+        let [out, spawn_out, all, spawn_all] = rounds.map(median);
+        println!(
+            "| {tasks} | {out:.0} | {spawn_out:.0} | {all:.0} | {spawn_all:.0} | {:.2} |",
+            all / spawn_all
+        );
+        for (line, value) in lines.iter_mut().zip([out, spawn_out, all, spawn_all]) {
+            line.push((tasks as f64, value));
+        }
         drop(layer);
         runtime.block_on(executor.drain(Duration::from_secs(1)));
     }
     plot::write(
         docs,
         "scale-tasks-per-request.svg",
-        "A request with its tasks, all run",
+        "A request with its tasks",
         "tasks per request",
         "ns per request",
-        &[
-            Line {
-                name: "tower-defer",
-                points: ours_line,
-            },
-            Line {
-                name: "naked tokio::spawn in the handler",
-                points: spawn_line,
-            },
-        ],
+        &pairs(
+            &[
+                (
+                    "tower-defer: until the response is out",
+                    "tokio::spawn in the handler: until the response is out",
+                ),
+                (
+                    "tower-defer: until all tasks have run",
+                    "tokio::spawn in the handler: until all tasks have run",
+                ),
+            ],
+            lines,
+        ),
     );
 }

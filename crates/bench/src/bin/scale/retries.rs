@@ -5,14 +5,16 @@ use std::error::Error;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower_defer::{Executor, Retry, RetryBudget, Task, TaskError};
+use tower_defer_measure::{Figure, Spread, Target, median};
 
 use crate::plot::{self, Line};
-use crate::{decades, heap, median, runtime};
+use crate::{decades, fresh, heap, rounds};
 
 /// The size that the target speaks of.
 const TARGET: usize = 100_000;
@@ -22,21 +24,21 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         "\n## Waiting retries (each task fails once, waits, and succeeds): CPU time each, medians of interleaved rounds\n"
     );
     println!(
-        "| waiting | ns until it waits | of that, to fail and wait | ns of its whole life | bytes while it waits | a `tokio::time::sleep` task: ns until it waits | ns of its whole life | bytes | a spawned task that fails, keeps the text, sleeps, succeeds: ns until it waits | ns of its whole life | bytes |"
+        "| waiting | ns until it waits | of that, to fail and wait | ns of its whole life | bytes while it waits | late by, ms, p50 | a `tokio::time::sleep` task: ns until it waits | ns of its whole life | bytes | a spawned task that fails, keeps the text, sleeps, succeeds: ns until it waits | ns of its whole life | bytes | late by, ms, p50 |"
     );
-    println!("|{}", " ---: |".repeat(11));
+    println!("|{}", " ---: |".repeat(13));
     let mut lines = [const { Vec::new() }; 3];
     for waiting in decades(most) {
-        let rounds = if waiting > TARGET { 3 } else { 9 };
-        let rounds: Vec<_> = (0..rounds).map(|_| Round::run(waiting)).collect();
-        let of = |figure: &dyn Fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
+        let rounds: Vec<_> = (0..rounds(waiting)).map(|_| Round::run(waiting)).collect();
+        let of = |figure: &dyn Fn(&Round) -> f64| median(rounds.iter().map(figure));
         let lives = [
             of(&|r| r.ours.life),
             of(&|r| r.sleep.life),
             of(&|r| r.by_hand.life),
         ];
+        let (late, late_by_hand) = (fresh(|| late(waiting)), fresh(|| late_by_hand(waiting)));
         println!(
-            "| {waiting} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            "| {waiting} | {:.0} | {:.0} | {:.0} | {:.0} | {late:.1} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {late_by_hand:.1} |",
             of(&|r| r.ours.arm),
             of(&Round::arming),
             lives[0],
@@ -58,7 +60,7 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
     let names = [
         "tower-defer: run, fail, wait, run",
         "a tokio task that sleeps",
-        "a tokio task: run, fail, sleep, run",
+        "a tokio task: run, fail, keep the text, sleep, run",
     ];
     let lines = names.into_iter().zip(lines);
     plot::write(
@@ -68,31 +70,29 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         "waiting",
         "CPU ns each, over its whole life",
         &lines
-            .map(|(name, points)| Line { name, points })
+            .map(|(name, points)| Line {
+                name: name.to_owned(),
+                reference: false,
+                points,
+            })
             .collect::<Vec<_>>(),
     );
 }
 
 /// The lines that the report collects.
 fn targets(rounds: &[Round]) {
-    let line = |what: &str, ours: Figure<'_>, reference: Figure<'_>, target: Option<f64>| {
-        let ratio = median(rounds.iter().map(|r| ours(r) / reference(r)).collect());
-        let (least, most) = rounds
-            .iter()
-            .map(|r| ours(r) / reference(r))
-            .fold((f64::MAX, f64::MIN), |(a, b), r| (a.min(r), b.max(r)));
-        let of = |figure: Figure<'_>| median(rounds.iter().map(figure).collect());
-        let met = match target {
-            Some(target) if ratio <= target => "met",
-            Some(_) => "NOT MET",
-            None => "",
+    let line = |what: &str, ours: Part<'_>, reference: Part<'_>, target: Option<f64>| {
+        let of = |part: Part<'_>| format!("{:.0} ns", median(rounds.iter().map(part)));
+        let figure = Figure {
+            number: 13,
+            what: what.to_owned(),
+            reference: of(reference),
+            ours: of(ours),
+            ratio: Spread::of(rounds.iter().map(|r| ours(r) / reference(r))),
+            target: target.map(Target::AtMost),
+            instead: None,
         };
-        let target = target.map_or(String::new(), |target| format!("≤ {target}"));
-        println!(
-            "target 13 | {what} | {:.0} ns | {:.0} ns | {ratio:.2} ({least:.2} to {most:.2}) | {target} | {met}",
-            of(reference),
-            of(ours),
-        );
+        println!("{figure}");
     };
     line(
         "100,000 waiting retries, arming one (to fail and wait), against starting a sleeping task",
@@ -114,7 +114,7 @@ fn targets(rounds: &[Round]) {
     );
 }
 
-type Figure<'a> = &'a dyn Fn(&Round) -> f64;
+type Part<'a> = &'a dyn Fn(&Round) -> f64;
 
 struct Round {
     ours: Figures,
@@ -138,10 +138,10 @@ impl Round {
         let sleeping = |number| tokio::spawn(tokio::time::sleep(delay(waiting, number)));
         let by_hand = |number| tokio::spawn(by_hand(delay(waiting, number)));
         Self {
-            ours: runtime().block_on(ours(waiting)),
-            sleep: runtime().block_on(spawned(waiting, sleeping)),
-            by_hand: runtime().block_on(spawned(waiting, by_hand)),
-            completing: runtime().block_on(completing(waiting)),
+            ours: fresh(|| ours(waiting)),
+            sleep: fresh(|| spawned(waiting, sleeping)),
+            by_hand: fresh(|| spawned(waiting, by_hand)),
+            completing: fresh(|| completing(waiting)),
         }
     }
 
@@ -195,6 +195,56 @@ async fn ours(waiting: usize) -> Figures {
     let rest = cpu() - start;
     assert_eq!(executor.snapshot().completed, waiting as u64 + 1);
     Figures::new(waiting, arm, rest, bytes)
+}
+
+/// When each should have gone on, and how much later it did.
+type Late = Arc<Mutex<Vec<f64>>>;
+
+fn note(late: &Late, due: Instant) {
+    let by = Instant::now().saturating_duration_since(due);
+    late.lock()
+        .expect("nobody panics")
+        .push(by.as_secs_f64() * 1e3);
+}
+
+/// In milliseconds, the median: by how much a retry runs after its time. Not part of the rounds, whose
+/// tasks do nothing.
+async fn late(waiting: usize) -> f64 {
+    let (executor, late) = (executor(waiting), Late::default());
+    for number in 0..waiting {
+        let (delay, late, due) = (delay(waiting, number), late.clone(), OnceLock::new());
+        executor.submit(Task::new(move || {
+            let first = due.set(Instant::now() + delay).is_ok();
+            if !first {
+                note(&late, *due.get().expect("it was set"));
+            }
+            async move {
+                if first {
+                    return Err(TaskError::retry_after(delay, "down"));
+                }
+                Ok(())
+            }
+        }));
+    }
+    executor.idle().await;
+    median(std::mem::take(&mut *late.lock().expect("nobody panics")))
+}
+
+async fn late_by_hand(waiting: usize) -> f64 {
+    let late = Late::default();
+    for number in 0..waiting {
+        let (delay, late) = (delay(waiting, number), late.clone());
+        tokio::spawn(async move {
+            let due = Instant::now() + delay;
+            tokio::time::sleep(delay).await;
+            note(&late, due);
+        });
+    }
+    let metrics = tokio::runtime::Handle::current().metrics();
+    while metrics.num_alive_tasks() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    median(std::mem::take(&mut *late.lock().expect("nobody panics")))
 }
 
 async fn completing(waiting: usize) -> f64 {
@@ -259,11 +309,11 @@ impl Figures {
     }
 }
 
-/// User and system time of the main thread, on which all of this runs.
+/// User and system time of this thread, on which all of one figure runs.
 pub(crate) fn cpu() -> Duration {
     // The kernel adds up what has run when it is asked to run something else.
     std::thread::yield_now();
-    let text = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = text.split(' ').next().and_then(|n| n.parse().ok());
     Duration::from_nanos(nanos.unwrap_or(0))
 }
