@@ -211,7 +211,8 @@ fn what_emptied_tasks_leave_on_a_thread_is_bounded() {
     };
     others();
     let again = count(others);
-    assert!(again < 8, "{again} allocations for 64 tasks");
+    // Room is looked for on one of the sixteen shelves a time.
+    assert!(again < 16, "{again} allocations for 64 tasks");
     // A task of more than 512 bytes leaves nothing.
     let large = [7_u64; 80];
     let run = || {

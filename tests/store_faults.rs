@@ -9,12 +9,25 @@ mod image;
 mod scratch;
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use event::event;
+use http::{Request, Response};
 use scratch::Scratch;
-use tower_defer::event::store::{NewEvent, Settle, Sqlite, Store, StoreError};
+use serde::{Deserialize, Serialize};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_defer::event::store::{NewEvent, Settle, Sqlite, SqliteOperator, Store, StoreError};
+use tower_defer::event::{Event, Events};
+use tower_defer::{Defer, DeferLayer};
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Paid;
+
+impl Event for Paid {
+    const NAME: &'static str = "order.paid";
+}
 
 /// A small file system of its own, where we may mount one.
 struct Mount(PathBuf);
@@ -187,17 +200,79 @@ async fn a_write_without_room_fails_typed_and_recovers() {
     under_the_shim(test, "e", StoreError::is_full).await;
 }
 
+/// Nobody is told that an event is recorded before the redo log is synced: neither the caller of the store
+/// nor a client, nor is anybody given the event.
+#[tokio::test]
+async fn a_response_waits_for_the_sync() {
+    let Some((path, switch)) = child("a_response_waits_for_the_sync") else {
+        return;
+    };
+    let store = Sqlite::open(&path).unwrap();
+    let fail = |fault: &str| std::fs::write(&switch, fault).unwrap();
+    store.append(vec![event("a", "mail", 1)], 1).await.unwrap();
+
+    fail("d");
+    let error = store.append(vec![event("b", "mail", 2)], 2).await;
+    assert!(error.as_ref().is_err_and(StoreError::is_io), "{error:?}");
+    assert!(store.health().trouble.is_some());
+    let claimed = store.claim(10, 5).await.unwrap();
+    assert_eq!(claimed.len(), 1, "{claimed:?}");
+
+    // After that SQLite syncs what is recorded, by another call; and it really does.
+    store.append(vec![event("c", "mail", 3)], 3).await.unwrap();
+    assert!(store.health().trouble.is_none());
+    fail("f");
+    for name in ["d", "e"] {
+        let error = store.append(vec![event(name, "mail", 4)], 4).await;
+        assert!(error.as_ref().is_err_and(StoreError::is_io), "{error:?}");
+    }
+    fail("-");
+    store.append(vec![event("f", "mail", 5)], 5).await.unwrap();
+
+    let events = Events::new(()).on("mail", async |(): (), _: Paid| {});
+    let answer = async |request: Request<()>| {
+        request.extensions().get::<Defer>().unwrap().emit(Paid);
+        Ok::<_, Infallible>(Response::new(String::new()))
+    };
+    let layer = DeferLayer::new().events(events.store(store));
+    let server = layer.layer(service_fn(answer));
+    let ask = async || {
+        server
+            .clone()
+            .oneshot(Request::new(()))
+            .await
+            .unwrap()
+            .status()
+    };
+    assert_eq!(ask().await, 200);
+    fail("d");
+    assert_eq!(ask().await, 503);
+    fail("-");
+    assert_eq!(ask().await, 200);
+    let mut operator = SqliteOperator::open(&path).unwrap();
+    let all = operator.counts().unwrap().events;
+    assert_eq!(all, 5, "what was refused is not there");
+}
+
 /// Starts the calling test again as a child, over the shim. In that child, lets the shim fail.
 async fn under_the_shim(test: &str, fault: &str, is_expected: fn(&StoreError) -> bool) {
-    if let (Ok(directory), Ok(switch)) = (std::env::var("DEFER_DIR"), std::env::var("DEFER_FAULT"))
-    {
-        return fails_typed_and_recovers(
-            &PathBuf::from(directory).join("events.db"),
+    if let Some((path, switch)) = child(test) {
+        fails_typed_and_recovers(
+            &path,
             is_expected,
             || std::fs::write(&switch, fault).unwrap(),
             || std::fs::write(&switch, "-").unwrap(),
         )
         .await;
+    }
+}
+
+/// Starts a test again as a child, over the shim. In that child: the file of its store, and that by which
+/// the shim is told to fail.
+fn child(test: &str) -> Option<(PathBuf, PathBuf)> {
+    if let (Ok(directory), Ok(switch)) = (std::env::var("DEFER_DIR"), std::env::var("DEFER_FAULT"))
+    {
+        return Some((PathBuf::from(directory).join("events.db"), switch.into()));
     }
     let scratch = Scratch::new("shim");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store_support/shim.c");
@@ -227,4 +302,5 @@ async fn under_the_shim(test: &str, fault: &str, is_expected: fn(&StoreError) ->
         "{said}{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    None
 }

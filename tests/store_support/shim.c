@@ -1,5 +1,6 @@
 /* Real faults below SQLite: with LD_PRELOAD, the calls that write and sync fail as long as the file
- * named by DEFER_FAULT says so: its first byte is 'f' (sync fails with EIO), 'e' (the disk is full)
+ * named by DEFER_FAULT says so: its first byte is 'f' (sync fails with EIO), 'd' (that of the redo log
+ * alone: SQLite as it is built here never calls fdatasync), 'e' (the disk is full)
  * or anything else (all is well). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,7 +36,7 @@ int fsync(int fd) {
 
 int fdatasync(int fd) {
     REAL(sync_fn, "fdatasync");
-    if (fault() == 'f') { errno = EIO; return -1; }
+    if (fault() == 'f' || fault() == 'd') { errno = EIO; return -1; }
     return real(fd);
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Statement, ToSql};
 
 use super::fault::Fault;
+use super::redo::{Logged, Redo};
 use super::schema;
 use super::tally::Tally;
 use crate::event::store::life::Life;
@@ -37,18 +38,17 @@ struct Rows<'a> {
 }
 
 /// Records batches, each with its time; the receipts are in their order. `may_claim`: whether
-/// [`Start::Claimed`] is possible here. The transaction must hold the write lock.
+/// [`Start::Claimed`] is possible here. `redo`: what is to be durable by the redo log. The transaction
+/// must hold the write lock.
 pub(super) fn append<'a>(
     conn: &Connection,
     tally: &mut Tally,
+    redo: Option<&mut Redo>,
     batches: impl Iterator<Item = (&'a [NewEvent], i64)>,
     may_claim: bool,
 ) -> Result<Vec<Vec<Receipt>>, Fault> {
     // By the second invariant of the schema, the highest number is there.
-    let last: Option<i64> = conn
-        .prepare_cached("SELECT max(id) FROM defer_events")?
-        .query_row([], |row| row.get(0))?;
-    let mut last = last.unwrap_or(0);
+    let mut last = last(conn)?;
     let mut rows = Rows::default();
     let mut receipts = Vec::new();
     for (events, now_ms) in batches {
@@ -69,7 +69,37 @@ pub(super) fn append<'a>(
         receipts.push(batch);
     }
     rows.write(conn, tally)?;
+    if let Some(redo) = redo {
+        for (id, event, now_ms) in &rows.events {
+            redo.add(*id, event, *now_ms);
+        }
+    }
     Ok(receipts)
+}
+
+/// Records what a power cut has taken from SQLite's log, as it was. Where somebody's `append_in` has
+/// given a number away since, the event gets another one; where its key is known, it is there already.
+pub(super) fn append_again(
+    conn: &Connection,
+    tally: &mut Tally,
+    lost: &[Logged],
+) -> Result<(), Fault> {
+    let mut last = last(conn)?;
+    let mut rows = Rows::default();
+    for logged in lost {
+        if rows.find(conn, &logged.event)?.is_none() {
+            last = logged.id.max(last + 1);
+            rows.add(last, &logged.event, logged.recorded_ms, true);
+        }
+    }
+    rows.write(conn, tally)
+}
+
+fn last(conn: &Connection) -> Result<i64, Fault> {
+    let last: Option<i64> = conn
+        .prepare_cached("SELECT max(id) FROM defer_events")?
+        .query_row([], |row| row.get(0))?;
+    Ok(last.unwrap_or(0))
 }
 
 impl<'a> Rows<'a> {

@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use tokio::sync::mpsc;
 
 use super::connection;
+use super::fault::Fault;
 use super::worker::Message;
 use crate::sync::{Arc, AtomicBool, Ordering};
 
@@ -60,7 +61,7 @@ impl Checkpoints {
         } else if (!under_way && self.tried == 0) || pages >= self.tried.max(PAGES) + TOO_MANY {
             self.tried = pages;
             if let Some(conn) = conn {
-                run(conn, "PASSIVE");
+                run(conn);
             }
         }
     }
@@ -76,10 +77,19 @@ impl Drop for Done {
     }
 }
 
-/// Moves the log. If it fails, the log stays, and the next one moves it.
-pub(super) fn run(conn: &Connection, mode: &str) {
-    let sql = format!("PRAGMA wal_checkpoint({mode})");
-    if let Err(error) = conn.query_row(&sql, [], |_| Ok(())) {
+/// Moves all of the log and truncates it, or fails: it waits for readers no longer than for a lock.
+pub(super) fn empty(conn: &Connection) -> Result<(), Fault> {
+    let is_busy: bool = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if is_busy {
+        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+        return Err(rusqlite::Error::SqliteFailure(busy, None).into());
+    }
+    Ok(())
+}
+
+/// Moves what it can of the log. If it fails, the log stays, and the next one moves it.
+pub(super) fn run(conn: &Connection) {
+    if let Err(error) = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "a checkpoint failed"

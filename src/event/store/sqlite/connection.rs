@@ -72,7 +72,8 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
 }
 
 /// Whether commits are synced from now on. In WAL only `FULL` syncs at every commit; with `NORMAL`
-/// a power cut may take the last ones, and nothing else can.
+/// a power cut may take the last ones, and nothing else can. Events that are among them come back from the
+/// [redo log](super::redo).
 pub(super) fn sync(conn: &Connection, durable: bool) -> rusqlite::Result<()> {
     conn.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })
 }

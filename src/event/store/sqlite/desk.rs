@@ -6,8 +6,11 @@
 //! Invariants:
 //!
 //! 1. After an error the connection is rolled back, and opened anew if that did not help.
-//! 2. A transaction that need not be durable is written to the log without a sync: it survives the
-//!    process, and the next durable one makes it survive the power too.
+//! 2. A transaction that need not be durable is written to SQLite's log without a sync: it survives the
+//!    process, and the next one that SQLite syncs makes it survive the power too. One that only records
+//!    events is made durable by the [redo log](super::redo), while that has room.
+//! 3. After a sync of SQLite's log that failed, what was written to it before may be lost, whatever a later
+//!    sync says: it is moved into the database, and begun anew, before anything else is synced.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,9 +20,11 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tokio::sync::Notify;
 
+use super::checkpoint;
 use super::connection::{self, Access, LOCK_STEP_MS};
 use super::fault::Fault;
 use super::flow;
+use super::redo::Redo;
 use super::row::Key;
 use super::tally::Tally;
 use crate::event::store::StoreError;
@@ -29,6 +34,17 @@ use crate::sync::Mutex;
 /// How many deliveries may be skipped because their pages are damaged. A file that has more of them
 /// needs a repair: then the claim fails and says so.
 const MAX_SKIPPED: usize = 10_000;
+
+/// What a transaction must survive when it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durable {
+    /// The process.
+    No,
+    /// The power; it records so many bytes of events, and what else is in it need not.
+    Events(usize),
+    /// The power.
+    Yes,
+}
 
 /// What a store's threads and its handle share.
 #[derive(Debug, Default)]
@@ -45,6 +61,12 @@ pub(super) struct Desk {
     conn: Option<Connection>,
     /// Whether commits are synced now: what the connection was last told.
     syncs: bool,
+    /// A sync of SQLite's log has failed (invariant 3).
+    is_suspect: bool,
+    /// The writer's, where there was room for it.
+    pub(super) redo: Option<Redo>,
+    /// Whether this transaction is made durable by it.
+    logs: bool,
     /// What this transaction has changed.
     pub(super) tally: Tally,
     /// Deliveries that damage keeps out of every claim.
@@ -66,6 +88,9 @@ impl Desk {
             access,
             conn: Some(conn),
             syncs: true,
+            is_suspect: false,
+            redo: None,
+            logs: false,
             tally: Tally::default(),
             skipped: HashSet::new(),
             damaged: Vec::new(),
@@ -84,6 +109,16 @@ impl Desk {
     pub(super) fn parts(&mut self) -> (&Connection, &mut Tally) {
         let conn = self.conn.as_ref();
         (conn.expect("as in `conn`"), &mut self.tally)
+    }
+
+    /// The same, to record events; with the redo log, if it makes them durable.
+    pub(super) fn parts_to_record(&mut self) -> (&Connection, &mut Tally, Option<&mut Redo>) {
+        let conn = self.conn.as_ref();
+        (
+            conn.expect("as in `conn`"),
+            &mut self.tally,
+            self.redo.as_mut().filter(|_| self.logs),
+        )
     }
 
     /// The connection, if there is one.
@@ -121,7 +156,7 @@ impl Desk {
         &mut self,
         now_ms: i64,
         patience_ms: u64,
-        durable: bool,
+        durable: Durable,
         mut work: impl FnMut(&mut Self) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         loop {
@@ -131,7 +166,7 @@ impl Desk {
                 return result;
             }
             for (key, damage) in damaged {
-                let aside = self.transact_once(now_ms, patience_ms, true, &mut |desk| {
+                let aside = self.transact_once(now_ms, patience_ms, Durable::Yes, &mut |desk| {
                     flow::set_aside(desk, key.clone(), &damage, now_ms)
                 });
                 if aside.is_err() {
@@ -145,18 +180,22 @@ impl Desk {
         &mut self,
         now_ms: i64,
         patience_ms: u64,
-        durable: bool,
+        durable: Durable,
         work: &mut impl FnMut(&mut Self) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         self.tally = Tally::default();
-        let result = self.begin(now_ms, patience_ms, durable).and_then(|()| {
+        self.logs = false;
+        if let (Durable::Events(bytes), Some(redo)) = (durable, &mut self.redo) {
+            if redo.fits(bytes) {
+                redo.begin();
+                self.logs = true;
+            }
+        }
+        let syncs = durable != Durable::No && !self.logs;
+        let result = self.begin(now_ms, patience_ms, syncs).and_then(|()| {
             let result = catch_unwind(AssertUnwindSafe(|| work(self)))
                 .unwrap_or_else(|_| Err(Fault::Own(StoreError::invalid("a request panicked"))));
-            result.and_then(|value| {
-                self.tally.write(self.conn())?;
-                self.control("COMMIT")?;
-                Ok(value)
-            })
+            result.and_then(|value| self.commit(syncs).map(|()| value))
         });
         result.map_err(|fault| {
             self.roll_back();
@@ -164,14 +203,17 @@ impl Desk {
         })
     }
 
-    fn begin(&mut self, now_ms: i64, patience_ms: u64, durable: bool) -> Result<(), Fault> {
+    fn begin(&mut self, now_ms: i64, patience_ms: u64, syncs: bool) -> Result<(), Fault> {
         if self.conn.is_none() {
             self.conn = Some(connection::open(&self.path, self.access)?);
             self.syncs = true;
         }
-        if self.syncs != durable && matches!(self.access, Access::Write) {
-            connection::sync(self.conn(), durable)?;
-            self.syncs = durable;
+        if matches!(self.access, Access::Write) {
+            self.set_syncs(syncs)?;
+            if syncs && self.is_suspect {
+                checkpoint::empty(self.conn())?;
+                self.is_suspect = false;
+            }
         }
         let sql = match self.access {
             Access::Write | Access::Operate => "BEGIN IMMEDIATE",
@@ -190,6 +232,44 @@ impl Desk {
         }
     }
 
+    fn commit(&mut self, syncs: bool) -> Result<(), Fault> {
+        let logs = self.logs;
+        let logged = self.redo.as_ref().filter(|_| logs).and_then(Redo::number);
+        self.tally.write(self.conn(), logged)?;
+        if let Some(redo) = self.redo.as_mut().filter(|_| logs) {
+            redo.sync()?;
+        }
+        self.control("COMMIT").inspect_err(|error| {
+            let code = error.sqlite_error().map(|error| error.extended_code);
+            self.is_suspect |= code == Some(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+        })?;
+        if let Some(redo) = &mut self.redo {
+            if logs {
+                redo.committed();
+            } else if syncs && !self.tally.is_empty() {
+                // Without a change there was nothing to sync.
+                redo.restart();
+            }
+        }
+        Ok(())
+    }
+
+    fn set_syncs(&mut self, syncs: bool) -> Result<(), Fault> {
+        if self.syncs != syncs {
+            connection::sync(self.conn(), syncs)?;
+            self.syncs = syncs;
+        }
+        Ok(())
+    }
+
+    /// While nothing is asked, gets ready for what somebody waits for: an event.
+    pub(super) fn rest(&mut self) {
+        if self.redo.is_some() && self.conn.is_some() {
+            // If it fails, the next transaction says so.
+            let _ = self.set_syncs(false);
+        }
+    }
+
     /// Begins or commits; prepared, because parsing them was a twentieth of a lone append.
     fn control(&self, sql: &str) -> rusqlite::Result<()> {
         self.conn().prepare_cached(sql)?.execute([]).map(drop)
@@ -197,6 +277,9 @@ impl Desk {
 
     /// Invariant 1.
     fn roll_back(&mut self) {
+        if let Some(redo) = self.redo.as_mut().filter(|_| self.logs) {
+            redo.rolled_back();
+        }
         let Some(conn) = &self.conn else { return };
         if !conn.is_autocommit() && conn.execute_batch("ROLLBACK").is_err() {
             self.conn = None;

@@ -21,6 +21,17 @@ impl From<Error> for Fault {
     }
 }
 
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+        Self::Own(match error.kind() {
+            StorageFull => StoreError::full(error),
+            ReadOnlyFilesystem => StoreError::read_only(error),
+            _ => StoreError::io(error),
+        })
+    }
+}
+
 impl From<Fault> for StoreError {
     fn from(fault: Fault) -> Self {
         match fault {

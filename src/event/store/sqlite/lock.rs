@@ -31,7 +31,7 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(side_file(path))
+            .open(side_file(path, "-lock"))
             .map_err(|error| match error.kind() {
                 std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
                     StoreError::read_only(error)
@@ -86,8 +86,8 @@ fn field(text: &str, name: &str) -> Option<i64> {
 }
 
 /// `events.db` → `events.db-lock`, in the manner of SQLite's own `-wal`.
-fn side_file(path: &Path) -> PathBuf {
+pub(super) fn side_file(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push("-lock");
+    name.push(suffix);
     PathBuf::from(name)
 }

@@ -15,6 +15,7 @@
 //! | [`lock`] | one process at a time |
 //! | [`open`] | options, and what happens at open |
 //! | [`operator`] | the same file beside the server that has it |
+//! | [`redo`] | what makes an append durable |
 //! | [`row`] | between rows and a delivery's life |
 //! | [`schema`] | the tables, documented |
 //! | [`tally`] | the counters |
@@ -31,6 +32,7 @@ mod letters;
 mod lock;
 mod open;
 mod operator;
+mod redo;
 mod row;
 mod schema;
 mod tally;
@@ -59,7 +61,9 @@ use super::record::{AttemptToken, Claimed, NewEvent, Receipt, Settled};
 
 /// The embedded store: events in one SQLite file.
 ///
-/// It holds an OS lock on a file beside the database for as long as it is open. Two threads serve
+/// Beside the file it keeps, while it is open, SQLite's own two (`-wal`, `-shm`), a log of a MiB of what it has
+/// recorded last (`-log`), and one that it holds an OS lock on (`-lock`). After a crash they belong to the
+/// database: whoever moves it moves them, and whoever copies it asks SQLite for a backup. Two threads serve
 /// it: one writes, one reads. When it is dropped they finish what was accepted and end; use
 /// [`close`](Store::close) to know when.
 ///
@@ -118,8 +122,8 @@ impl Sqlite {
         tally::lock(transaction)?;
         let mut tally = Tally::default();
         let batch = std::iter::once((events, now_ms));
-        let receipts = append::append(transaction, &mut tally, batch, false)?;
-        tally.write(transaction)?;
+        let receipts = append::append(transaction, &mut tally, None, batch, false)?;
+        tally.write(transaction, None)?;
         Ok(receipts.into_iter().flatten().collect())
     }
 

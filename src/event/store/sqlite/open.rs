@@ -7,11 +7,12 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::{self, Checkpoints};
 use super::connection::{self, Access};
-use super::desk::{Desk, Shared};
+use super::desk::{Desk, Durable, Shared};
 use super::fault::Fault;
 use super::lock::Lock;
+use super::redo::{self, Redo};
 use super::worker::{Message, QUEUE, Worker};
-use super::{Sqlite, flow, schema, tally};
+use super::{Sqlite, append, flow, schema, tally};
 use crate::event::store::StoreError;
 
 /// How an embedded store is opened.
@@ -73,11 +74,13 @@ impl SqliteOptions {
             ))
         };
         let mut writing = desk(Access::Write)?;
-        writing.transact(0, self.patience_ms, true, |desk| {
+        let epoch = writing.transact(0, self.patience_ms, Durable::Yes, |desk| {
             schema::migrate(desk.conn())?;
-            flow::recover(desk)
+            let epoch = make_good(desk, &self.path)?;
+            flow::recover(desk)?;
+            Ok(epoch)
         })?;
-        let counted = writing.transact(0, self.patience_ms, true, |desk| {
+        let counted = writing.transact(0, self.patience_ms, Durable::Yes, |desk| {
             tally::recount(desk.conn())
         });
         if let Err(error) = counted {
@@ -85,6 +88,13 @@ impl SqliteOptions {
                 error = &error as &dyn std::error::Error,
                 "the deliveries cannot be counted"
             );
+        }
+        match Redo::create(&self.path, epoch) {
+            Ok(redo) => writing.redo = Some(redo),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "no redo log can be made: recording an event will take longer"
+            ),
         }
         let reading = desk(Access::Read)?;
         let reader = spawn("defer-store-read", reading, self.patience_ms, None)?;
@@ -101,6 +111,22 @@ impl SqliteOptions {
             shared,
         })
     }
+}
+
+/// Records again what a power cut has taken from SQLite's log, and begins a new epoch: it is done once.
+fn make_good(desk: &mut Desk, path: &Path) -> Result<i64, Fault> {
+    if let Some(epoch) = schema::epoch(desk.conn())? {
+        let lost = redo::read(path, epoch, tally::logged(desk.conn())?)?;
+        if !lost.is_empty() {
+            tracing::info!(
+                events = lost.len(),
+                "events recorded again from the redo log"
+            );
+            let (conn, tally) = desk.parts();
+            append::append_again(conn, tally, &lost)?;
+        }
+    }
+    schema::new_epoch(desk.conn())
 }
 
 fn spawn(
@@ -127,7 +153,18 @@ fn spawn(
             });
             if let (Some(_), Some(conn)) = (&lock, worker.desk.idle_conn()) {
                 // So that an orderly close leaves one file.
-                checkpoint::run(conn, "TRUNCATE");
+                match checkpoint::empty(conn) {
+                    Ok(()) => worker.desk.redo.take().into_iter().for_each(Redo::remove),
+                    // Both logs stay, for the next open.
+                    Err(fault) if fault.is_busy() => {}
+                    Err(fault) => {
+                        let error = StoreError::from(fault);
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "the last checkpoint failed"
+                        );
+                    }
+                }
             }
             drop(worker);
             // Last, so that the next process finds everything done.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::connection::{self, Access};
-use super::desk::{Desk, Shared};
+use super::desk::{Desk, Durable, Shared};
 use super::fault::Fault;
 use super::{letters, schema, walk};
 use crate::event::store::StoreError;
@@ -176,10 +176,11 @@ impl SqliteOperator {
         &mut self,
         mut work: impl FnMut(&Connection) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
-        self.reading.transact(0, self.patience_ms, true, |desk| {
-            known(desk.conn())?;
-            work(desk.conn())
-        })
+        self.reading
+            .transact(0, self.patience_ms, Durable::No, |desk| {
+                known(desk.conn())?;
+                work(desk.conn())
+            })
     }
 
     fn write<T>(
@@ -189,7 +190,7 @@ impl SqliteOperator {
     ) -> Result<T, StoreError> {
         let written = self
             .writing
-            .transact(now_ms, self.patience_ms, true, |desk| {
+            .transact(now_ms, self.patience_ms, Durable::Yes, |desk| {
                 known(desk.conn())?;
                 work(desk)
             });

@@ -12,7 +12,7 @@
 //! | `defer_history` | which subscriber has had which event, and how that ended | pruned with its event |
 //! | `defer_replays` | which replay has replayed what | pruned with its event |
 //! | `defer_counts` | one row: how many there are of each state, kept in the same transactions | never |
-//! | `defer_meta` | `schema`: the version of these tables; `probed_ms`: when it was last tried whether a write is possible | never |
+//! | `defer_meta` | `schema`: the version of these tables; `probed_ms`: when it was last tried whether a write is possible; `epoch`: whose records in the redo log count | never |
 //!
 //! Columns that need a word:
 //!
@@ -25,7 +25,7 @@
 //! - `error_group`: the error with numbers and ids blanked.
 //! - `defer_counts`: set `is_exact = 0` when you have changed states or rows by hand; the next open
 //!   counts them again, and until then every count reads the tables. `pruned` is how many events
-//!   ever were.
+//!   ever were; `logged` the last record of the redo log (`redo`) whose events are in the tables.
 //! - `defer_events.payload` is the last column, so that a walk over the others need not read it.
 //! - `state`: its check is a chain of `OR`, because SQLite builds a temporary table for `IN` with
 //!   more than two values, at every insert: that was four fifths of an append's instructions.
@@ -47,6 +47,7 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::fault::Fault;
+use super::tally;
 use crate::event::store::StoreError;
 
 /// One step for each version; the version is the number of steps taken. Steps are only ever
@@ -136,6 +137,9 @@ const STEPS: &[&str] = &[
     ALTER TABLE defer_deliveries ADD COLUMN since_ms INTEGER;
     ALTER TABLE defer_dead_letters ADD COLUMN since_ms INTEGER;
 ",
+    "
+    ALTER TABLE defer_counts ADD COLUMN logged INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Writes a row that says nothing, to see whether that is possible.
@@ -143,6 +147,23 @@ pub(super) fn probe(conn: &Connection, now_ms: i64) -> Result<(), Fault> {
     conn.prepare_cached("INSERT OR REPLACE INTO defer_meta VALUES ('probed_ms', ?1)")?
         .execute([now_ms])?;
     Ok(())
+}
+
+/// Whose records in the redo log count.
+pub(super) fn epoch(conn: &Connection) -> Result<Option<i64>, Fault> {
+    let epoch = conn
+        .prepare_cached("SELECT value FROM defer_meta WHERE key = 'epoch'")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(epoch)
+}
+
+/// Draws a new epoch: no number that was ever drawn for this file or a copy of it.
+pub(super) fn new_epoch(conn: &Connection) -> Result<i64, Fault> {
+    conn.prepare_cached("INSERT OR REPLACE INTO defer_meta VALUES ('epoch', random())")?
+        .execute([])?;
+    tally::set_logged(conn, 0)?;
+    Ok(epoch(conn)?.unwrap_or_default())
 }
 
 /// Brings the tables to the present version, or refuses a newer one. Runs inside the caller's
@@ -191,11 +212,12 @@ fn version(conn: &Connection) -> Result<i64, Fault> {
 /// The checksum of an event's texts: FNV-1a, because it needs no table, no dependency, and is
 /// written down in one line for whoever repairs a file. It finds accidents, not forgeries.
 pub(super) fn sum(name: &str, payload: &str, context: Option<&str>) -> i64 {
-    let texts = [
-        name.as_bytes(),
-        payload.as_bytes(),
-        context.unwrap_or_default().as_bytes(),
-    ];
+    let context = context.unwrap_or_default();
+    hash(&[name.as_bytes(), payload.as_bytes(), context.as_bytes()])
+}
+
+/// FNV-1a.
+pub(super) fn hash(texts: &[&[u8]]) -> i64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for text in texts {
         // A byte that no UTF-8 text contains stands between them.

@@ -64,30 +64,59 @@ impl Tally {
         self.finished -= i64::try_from(deliveries).unwrap_or(i64::MAX);
     }
 
+    pub(super) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
     /// Writes the changes, if there are any. If there is no row of counters, there is nothing to
-    /// keep true.
-    pub(super) fn write(self, conn: &Connection) -> Result<(), Fault> {
-        if self == Self::default() {
+    /// keep true. `logged`: the record of the redo log that holds the events of this transaction.
+    pub(super) fn write(self, conn: &Connection, logged: Option<i64>) -> Result<(), Fault> {
+        if self.is_empty() {
             return Ok(());
         }
-        conn.prepare_cached(
-            "UPDATE defer_counts SET queued = queued + ?1, running = running + ?2,
+        let changed = conn
+            .prepare_cached(
+                "UPDATE defer_counts SET queued = queued + ?1, running = running + ?2,
                  retrying = retrying + ?3, parked = parked + ?4, discarded = discarded + ?5,
-                 finished = finished + ?6, events = events + ?7, pruned = pruned + ?8
+                 finished = finished + ?6, events = events + ?7, pruned = pruned + ?8,
+                 logged = coalesce(?9, logged)
              WHERE id = 1",
-        )?
-        .execute(params![
-            self.queued,
-            self.running,
-            self.retrying,
-            self.parked,
-            self.discarded,
-            self.finished,
-            self.events,
-            self.pruned,
-        ])?;
-        Ok(())
+            )?
+            .execute(params![
+                self.queued,
+                self.running,
+                self.retrying,
+                self.parked,
+                self.discarded,
+                self.finished,
+                self.events,
+                self.pruned,
+                logged,
+            ])?;
+        match logged {
+            Some(logged) if changed == 0 => set_logged(conn, logged),
+            _ => Ok(()),
+        }
     }
+}
+
+/// Writes down which record of the redo log is in the tables, also where there are no counters yet.
+pub(super) fn set_logged(conn: &Connection, logged: i64) -> Result<(), Fault> {
+    conn.prepare_cached(
+        "INSERT INTO defer_counts VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ?1)
+         ON CONFLICT (id) DO UPDATE SET logged = excluded.logged",
+    )?
+    .execute([logged])?;
+    Ok(())
+}
+
+/// The last record of the redo log that is in the tables.
+pub(super) fn logged(conn: &Connection) -> Result<i64, Fault> {
+    let logged = conn
+        .prepare_cached("SELECT logged FROM defer_counts WHERE id = 1")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(logged.unwrap_or(0))
 }
 
 /// The counters may not agree with the rows any more.
@@ -112,7 +141,8 @@ pub(super) fn recount(conn: &Connection) -> Result<(), Fault> {
     }
     let counts = scan(conn)?;
     conn.execute(
-        "INSERT OR REPLACE INTO defer_counts VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1)",
+        "INSERT OR REPLACE INTO defer_counts
+         VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10)",
         params![
             counts.queued,
             counts.running,
@@ -123,6 +153,7 @@ pub(super) fn recount(conn: &Connection) -> Result<(), Fault> {
             counts.unknown,
             counts.events,
             counts.pruned,
+            logged(conn)?,
         ],
     )?;
     Ok(())

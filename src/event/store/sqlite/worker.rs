@@ -14,7 +14,8 @@
 //!    disk), the group fails as one.
 //! 3. The thread ends by being closed, or when nobody can reach it any more; never by an error or
 //!    a panic.
-//! 4. A group is as durable as the request in it that asks for most.
+//! 4. A group is as durable as the request in it that asks for most. One that need be so for its events alone
+//!    is left to the redo log.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -23,8 +24,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::append;
 use super::checkpoint::{self, Checkpoints, Done};
 use super::connection::Access;
-use super::desk::Desk;
+use super::desk::{Desk, Durable};
 use super::fault::Fault;
+use super::redo;
 use crate::event::store::StoreError;
 use crate::event::store::record::{NewEvent, Receipt, Start};
 
@@ -143,6 +145,24 @@ impl Request {
     }
 }
 
+/// How durable a group must be (invariant 4).
+fn durable(group: &[Request]) -> Durable {
+    let mut bytes = 0;
+    for request in group {
+        match request {
+            Request::Append(append) => {
+                bytes += append.events.iter().map(redo::size).sum::<usize>();
+            }
+            Request::Other(job) if job.terms().durable => return Durable::Yes,
+            Request::Other(_) => {}
+        }
+    }
+    match bytes {
+        0 => Durable::No,
+        bytes => Durable::Events(bytes),
+    }
+}
+
 /// Runs requests in their order, appends that follow each other as one.
 fn run(desk: &mut Desk, mut requests: &mut [Request]) -> Result<(), Fault> {
     while let [first, ..] = requests {
@@ -160,8 +180,8 @@ fn run(desk: &mut Desk, mut requests: &mut [Request]) -> Result<(), Fault> {
             Request::Append(append) => Some((&*append.events, append.now_ms)),
             Request::Other(_) => None,
         });
-        let (conn, tally) = desk.parts();
-        let receipts = append::append(conn, tally, batches, true)?;
+        let (conn, tally, redo) = desk.parts_to_record();
+        let receipts = append::append(conn, tally, redo, batches, true)?;
         for (request, receipts) in appends.iter_mut().zip(receipts) {
             if let Request::Append(append) = request {
                 append.receipts = receipts;
@@ -215,9 +235,12 @@ impl Worker {
             let group = std::mem::take(&mut group);
             // Invariant 3: also when a log subscriber of the user's panics.
             let _ = catch_unwind(AssertUnwindSafe(|| self.commit(group)));
+            if self.queue.is_empty() {
+                self.desk.rest();
+            }
             let conn = self.desk.idle_conn();
             if let (Some(conn), Some(_)) = (conn, &done) {
-                checkpoint::run(conn, "PASSIVE");
+                checkpoint::run(conn);
             }
             if let Some(checkpoints) = &mut self.checkpoints {
                 checkpoints.after_commit(conn);
@@ -225,7 +248,7 @@ impl Worker {
         }
         let result = self
             .desk
-            .transact(self.now_ms, self.patience_ms, true, goodbye);
+            .transact(self.now_ms, self.patience_ms, Durable::Yes, goodbye);
         (closers, result)
     }
 
@@ -255,7 +278,7 @@ impl Worker {
             .iter()
             .filter_map(|request| request.terms().now_ms)
             .fold(self.now_ms, i64::max);
-        let durable = group.iter().any(|request| request.terms().durable);
+        let durable = durable(group);
         self.desk
             .transact(self.now_ms, self.patience_ms, durable, |desk| {
                 run(desk, group)
