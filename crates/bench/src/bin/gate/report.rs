@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use tower_defer_measure::{Spread, Target};
+use tower_defer_measure::{Spread, Target, has, unmeasured};
 
 use crate::{allocations_of, in_runtime, tasks};
 
@@ -122,12 +122,12 @@ const TARGETS: &[Ratio] = &[
 const LIMITS: &str = include_str!("../../../gate.limits");
 
 pub fn print(lines: bool) -> ExitCode {
+    if !has("valgrind", "--version") {
+        return unmeasured("there is no `valgrind` (Debian: valgrind, libc6-dbg)");
+    }
     let counts = match measure() {
         Ok(counts) => counts,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return unmeasured(&error),
     };
     println!("instructions each, and allocations\n");
     for name in VARIANTS {
