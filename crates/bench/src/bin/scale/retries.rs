@@ -24,7 +24,7 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         "\n## Waiting retries (each task fails once, waits, and succeeds): CPU time each, medians of interleaved rounds\n"
     );
     println!(
-        "| waiting | ns until it waits | of that, to fail and wait | ns of its whole life | bytes while it waits | late by, ms, p50 | a `tokio::time::sleep` task: ns until it waits | ns of its whole life | bytes | a spawned task that fails, keeps the text, sleeps, succeeds: ns until it waits | ns of its whole life | bytes | late by, ms, p50 |"
+        "| waiting | ns until it waits | of that, to fail and wait | ns of its whole life | bytes while it waits | late by, ms, p50 | a `tokio::time::sleep` task: ns until it waits | ns of its whole life | bytes | a spawned task that fails, keeps the text, sleeps, succeeds: ns until it waits | ns of its whole life | bytes | late by, ms, p50 (of one that only sleeps) |"
     );
     println!("|{}", " ---: |".repeat(13));
     let mut lines = [const { Vec::new() }; 3];
