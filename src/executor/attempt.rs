@@ -46,23 +46,26 @@ impl Outcome {
     }
 }
 
+/// When an attempt has to end, and the time that led to it.
+pub(super) type Deadline = (Tick, Duration);
+
 /// What an attempt needs beside its task. Small, because it is made for every attempt.
 pub(super) struct Begun {
     /// It is an attempt of a task without settings that asks for no context, and nobody watches it.
     pub(super) is_plain: bool,
     /// Where the body can see it.
     context: Option<TaskContext>,
-    /// Known once it has waited, with the time that led to it.
-    deadline: Option<(Tick, Duration)>,
+    /// Known once it has waited.
+    pub(super) deadline: Option<Deadline>,
     pub(super) span: AttemptSpan,
 }
 
 impl Begun {
-    pub(super) fn plain() -> Self {
+    pub(super) fn plain(deadline: Option<Deadline>) -> Self {
         Self {
             is_plain: true,
             context: None,
-            deadline: None,
+            deadline,
             span: AttemptSpan::unseen(),
         }
     }
