@@ -189,6 +189,7 @@ pub mod tonic;
 pub mod test_util;
 
 mod clock;
+mod pool;
 mod sync;
 
 pub use defer::{Defer, DeferPermit, DeferReserve, MissingLayer, RequestExt};

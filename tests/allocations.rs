@@ -173,12 +173,12 @@ fn a_task_costs_one_allocation_from_its_registration_to_its_end_and_its_like_the
     let layer = DeferLayer::new();
     let held = warm(&runtime, &layer);
     let nothing = whole_life(&runtime, &layer, 0);
-    // The record of the response, and for each task a box.
-    assert_eq!(whole_life(&runtime, &layer, 1), nothing + 1 + 1);
-    // One box lies there from the task before.
-    assert_eq!(whole_life(&runtime, &layer, 4), nothing + 1 + 3);
+    // For each task a box; the record of the response lies there from another one.
     assert_eq!(whole_life(&runtime, &layer, 1), nothing + 1);
-    assert_eq!(whole_life(&runtime, &layer, 4), nothing + 1);
+    // One box lies there from the task before.
+    assert_eq!(whole_life(&runtime, &layer, 4), nothing + 3);
+    assert_eq!(whole_life(&runtime, &layer, 1), nothing);
+    assert_eq!(whole_life(&runtime, &layer, 4), nothing);
     drop(held);
 }
 
@@ -211,7 +211,8 @@ fn what_emptied_tasks_leave_on_a_thread_is_bounded() {
     };
     others();
     let again = count(others);
-    assert!(again < 8, "{again} allocations for 64 tasks");
+    // Room is looked for on one of the sixteen shelves a time.
+    assert!(again < 16, "{again} allocations for 64 tasks");
     // A task of more than 512 bytes leaves nothing.
     let large = [7_u64; 80];
     let run = || {
@@ -286,10 +287,10 @@ fn a_guarded_chunk_costs_one_allocation() {
         "nothing is deferred"
     );
     let task = allocations(&[], false, true);
-    // The record of the response; and a box, for the first of the tasks.
-    assert_eq!(task, unguarded + 1 + 1);
-    let task = allocations(&[], false, true);
+    // A box, for the first of the tasks.
     assert_eq!(task, unguarded + 1);
+    let task = allocations(&[], false, true);
+    assert_eq!(task, unguarded);
     // `Bytes::from_owner` boxes the guard with the chunk; nothing else.
     assert_eq!(allocations(&[1], false, true), task + 1);
     assert_eq!(allocations(&[10, 20, 256 << 10], false, true), task + 3);

@@ -15,12 +15,13 @@ use super::Scope;
 use super::elsewhere::{Elsewhere, Stage};
 use super::ending::{Ending, Head, Known};
 use super::gate::{Gate, Refused};
+use super::release::By;
 use super::seen::Seen;
 use super::sweep::Progress;
 use crate::clock::Tick;
 use crate::executor::{Cancel, Executor, Place, RejectReason, Shared, TaskHandle, UnfinishedState};
 use crate::observe;
-use crate::response::ResponseInfo;
+use crate::response::{BodySeen, ResponseInfo};
 use crate::sync::{Arc, AtomicBool, OnceLock, Ordering};
 use crate::task::{Fifo, Follows, Node, Origin, TaskId};
 
@@ -47,10 +48,10 @@ pub(crate) struct Collector {
 #[derive(Debug, Default)]
 pub(super) struct Beside {
     pub(super) known: Known,
-    follows: Option<Follows>,
+    pub(super) follows: Option<Follows>,
     pub(super) place_in_sweep: Option<usize>,
     /// Set at the release.
-    origin: Option<Arc<Origin>>,
+    pub(super) origin: Option<Arc<Origin>>,
     pub(super) elsewhere: Elsewhere,
     #[cfg(feature = "events")]
     pub(super) outbox: super::outbox::Outbox,
@@ -68,8 +69,28 @@ impl Collector {
         &self.progress
     }
 
-    pub(super) fn seen(&self) -> &Seen {
+    /// What is seen of the body.
+    pub(crate) fn seen(&self) -> &Seen {
         &self.seen
+    }
+
+    pub(crate) fn seen_so_far(&self) -> BodySeen {
+        self.seen.so_far(self.progress.bytes())
+    }
+
+    /// A sign of life: the body was asked for a frame, and said whether there is one.
+    pub(crate) fn asked(&self, idle: bool) {
+        self.progress.asked(self.scope().sweep.now(), idle);
+    }
+
+    /// A sign of life: a chunk has left.
+    pub(crate) fn taken(&self) {
+        self.progress.taken(self.scope().sweep.now());
+    }
+
+    /// So many bytes more.
+    pub(crate) fn count_bytes(&self, bytes: usize) {
+        self.progress.count(bytes as u64);
     }
 
     pub(super) fn holders(&self) -> usize {
@@ -171,11 +192,12 @@ impl Collector {
         beside: &mut Beside,
         follows: Option<Follows>,
     ) -> bool {
-        let shared = self.scope().executor.shared();
+        let scope = self.scope();
+        let shared = scope.executor.shared();
         shared.remember_runtime();
         beside.known.first_at = shared.clock.now();
         beside.follows = follows;
-        let (place, start) = self.scope().sweep.add(self.clone());
+        let (place, start) = scope.sweep.add(self.clone());
         beside.place_in_sweep = Some(place);
         start
     }
@@ -192,21 +214,19 @@ impl Collector {
 
     /// The handler has answered, and somebody has registered a task or may still do so.
     pub(crate) fn head(self: &Arc<Self>, head: impl FnOnce() -> Head) {
+        let scope = self.scope();
+        let shared = scope.executor.shared();
         let used = self.is_used();
         let head = head();
-        let now = if used {
-            self.scope().executor.shared().clock.now()
-        } else {
-            Tick::ZERO
-        };
+        let now = if used { shared.clock.now() } else { Tick::ZERO };
         self.learn(|beside| {
             beside.known.head = Some((head, now));
             beside.elsewhere.move_to(Some(Stage::Response));
         });
         // Relaxed: read by the one who ends the same response.
         self.answered.store(true, Ordering::Relaxed);
-        self.scope().executor.shared().request_answered(true);
-        self.progress.begin(self.scope().sweep.now());
+        shared.request_answered(true);
+        self.progress.begin(scope.sweep.now());
     }
 
     /// The trailers are in the server's hands, with the status of a gRPC call.
@@ -215,7 +235,7 @@ impl Collector {
             .with(|_, beside| beside.known.grpc_status = Some(grpc_status));
     }
 
-    /// The response is over; it is released when the last chunk of it has left.
+    /// The response is over, as it becomes known before the release.
     pub(crate) fn end(self: &Arc<Self>, ending: Ending) {
         self.learn(|beside| beside.known.ending = Some(ending));
     }
@@ -248,7 +268,7 @@ impl Collector {
 
     /// Releases by force what is registered so far.
     pub(crate) fn force(self: &Arc<Self>) -> usize {
-        self.release(true)
+        self.release(By::Force)
     }
 
     /// Whether this is the executor of the request's outermost layer.
@@ -287,65 +307,7 @@ impl Collector {
     #[cfg(feature = "test-util")]
     pub(crate) fn release_as(self: &Arc<Self>, ending: Ending) {
         self.end(ending);
-        self.release(false);
-    }
-
-    /// One more holder.
-    pub(super) fn hold(&self) {
-        self.gate.hold();
-    }
-
-    /// One holder less; the last one releases.
-    pub(super) fn let_go(self: &Arc<Self>) {
-        if self.gate.let_go() {
-            self.release(false);
-        }
-    }
-
-    /// Returns how many tasks were released.
-    fn release(self: &Arc<Self>, forced: bool) -> usize {
-        let clock = &self.scope().executor.shared().clock;
-        let used = self.is_used();
-        let now = if used { clock.now() } else { Tick::ZERO };
-        let opened = self.gate.open(|beside| {
-            let info = beside.known.record(now, forced, self.progress.bytes());
-            let origin = Arc::new(Origin {
-                others_first: !self.seen.is_written_at_once(info.bytes),
-                response: info,
-                follows: beside.follows.take(),
-            });
-            beside.origin = Some(origin.clone());
-            (
-                beside.place_in_sweep.take(),
-                beside.elsewhere.take(),
-                origin,
-            )
-        });
-        let Some((tasks, (place, elsewhere, origin))) = opened else {
-            return 0;
-        };
-        if let Some(place) = place {
-            self.scope().sweep.remove(place);
-        }
-        let mut count = tasks.len();
-        let shared = self.scope().executor.shared();
-        if !tasks.is_empty() {
-            // The hint above may have missed what another thread pushed.
-            let now = if used { now } else { clock.now() };
-            shared.enqueue(tasks, &origin, now);
-        }
-        for (executor, tasks) in elsewhere.into_iter().flatten() {
-            count += tasks.len();
-            // Its clock is another one.
-            let shared = executor.shared();
-            shared.enqueue(tasks, &origin, shared.clock.now());
-        }
-        if count == 0 {
-            return 0;
-        }
-        // Last: a subscriber that panics takes nothing with it.
-        observe::released(self.scope().executor.shared(), count, origin.response.end);
-        count
+        self.release(By::TheLast);
     }
 }
 

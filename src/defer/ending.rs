@@ -27,6 +27,15 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
+    /// It has not ended: so many bytes of it have been asked for.
+    pub(super) fn stalled(bytes: u64) -> Self {
+        Self {
+            end: End::Stalled,
+            bytes,
+            body_error: None,
+        }
+    }
+
     /// There is no response.
     pub(crate) fn without_response(end: End) -> Self {
         Self {
@@ -50,14 +59,8 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// The record at a release now. By force, the response has not ended: so many bytes of it have
-    /// been asked for.
-    pub(super) fn record(&mut self, now: Tick, forced: bool, bytes: u64) -> ResponseInfo {
-        let ending = self.ending.take().filter(|_| !forced).unwrap_or(Ending {
-            end: End::Stalled,
-            bytes,
-            body_error: None,
-        });
+    /// The record at a release now.
+    pub(super) fn record(&self, now: Tick, ending: Ending) -> ResponseInfo {
         let head = self.head;
         ResponseInfo {
             status: head.map(|(head, _)| head.status),

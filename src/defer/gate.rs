@@ -48,6 +48,18 @@ impl<T: Link, S: Default> Gate<T, S> {
         }
     }
 
+    /// As new: nobody else has it.
+    pub(crate) fn renew(&mut self) {
+        self.holders = AtomicUsize::new(1);
+        self.pushed = AtomicUsize::new(0);
+        let state = self.state.get_mut();
+        state.open = false;
+        if !state.items.is_empty() {
+            state.items = Fifo::new();
+        }
+        state.beside = S::default();
+    }
+
     /// Takes something in: `put` gets it with the list, what is kept beside, and how many came before.
     pub(crate) fn push<I>(
         &self,
@@ -109,6 +121,12 @@ impl<T: Link, S: Default> Gate<T, S> {
     /// holder did comes before what the last one does next.
     pub(crate) fn let_go(&self) -> bool {
         self.holders.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Whether the caller is the only holder: then there is nobody to count down for. Acquire, as for the
+    /// last who lets go.
+    pub(crate) fn is_held_once(&self) -> bool {
+        self.holders.load(Ordering::Acquire) == 1
     }
 
     /// Opens the gate. Who opens it gets the items; for everyone else it is open already.

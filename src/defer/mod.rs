@@ -15,6 +15,7 @@ mod models;
 mod outbox;
 mod pool;
 mod registration;
+mod release;
 mod scope;
 mod seen;
 mod sweep;

@@ -100,6 +100,37 @@ fn open_as_last(gate: &TestGate, written: &[AtomicUsize; 2]) -> Option<Vec<usize
     open(gate)
 }
 
+/// Invariant 1. Three threads: two chunks are let go, and the body ends meanwhile. Where it finds that it is
+/// the only holder it opens without counting down.
+#[test]
+fn loom_the_only_holder_need_not_count_down() {
+    check(PREEMPTIONS, || {
+        let gate = Arc::new(TestGate::new());
+        push(&gate, 0).unwrap();
+        let written = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let chunks = [0, 1].map(|number| {
+            gate.hold();
+            let (gate, written) = (gate.clone(), written.clone());
+            spawn(move || {
+                written[number].store(1, Ordering::Relaxed);
+                let_go(&gate)
+            })
+        });
+        let body = if gate.is_held_once() {
+            for word in &*written {
+                assert_eq!(word.load(Ordering::Relaxed), 1, "a holder's write is lost");
+            }
+            open(&gate)
+        } else {
+            let_go(&gate)
+        };
+        let mut batches = vec![body];
+        batches.extend(chunks.map(|chunk| chunk.join().unwrap()));
+        let batches: Vec<_> = batches.into_iter().flatten().collect();
+        assert_eq!(batches, [[0]], "opened once");
+    });
+}
+
 /// Invariants 1 and 2. Three threads: the last holder lets go, another opens by force, a third pushes.
 #[test]
 fn loom_a_forced_open_races_with_let_go() {

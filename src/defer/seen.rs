@@ -42,8 +42,8 @@ const AT_ONCE: u64 = 16 * 1024;
 /// No response is as long as this.
 const UNDECLARED: u64 = u64::MAX;
 
-/// One fact, as a bit.
-#[derive(Clone, Copy, Debug)]
+/// A fact, as a bit, or several of them.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mark(u32);
 
 impl Mark {
@@ -55,11 +55,23 @@ impl Mark {
     #[cfg(feature = "events")]
     pub(crate) const REFUSED: Mark = Mark(8);
     pub(crate) const BODILESS: Mark = Mark(16);
-    const UPGRADED: Mark = Mark(32);
-    const HTTP1: Mark = Mark(64);
+    pub(crate) const UPGRADED: Mark = Mark(32);
+    pub(crate) const HTTP1: Mark = Mark(64);
+    /// Of the request's method.
+    pub(crate) const CONNECT: Mark = Mark(128);
 
-    fn when(self, is_so: bool) -> u32 {
-        if is_so { self.0 } else { 0 }
+    #[inline]
+    pub(crate) fn when(self, is_so: bool) -> Mark {
+        Mark(self.0 * u32::from(is_so))
+    }
+
+    #[inline]
+    pub(crate) fn and(self, other: Mark) -> Mark {
+        Mark(self.0 | other.0)
+    }
+
+    pub(crate) fn has(self, mark: Mark) -> bool {
+        self.0 & mark.0 != 0
     }
 }
 
@@ -72,37 +84,36 @@ impl Seen {
     }
 
     /// What is known before the first frame.
-    pub(crate) fn begin(&self, seen: BodySeen) {
-        let marks = Mark::UPGRADED.when(seen.upgraded)
-            | Mark::BODILESS.when(seen.bodiless)
-            | Mark::HTTP1.when(seen.http1);
-        self.marks.store(marks, Ordering::Relaxed);
+    pub(crate) fn begin(&self, marks: Mark, declared: Option<u64>) {
+        self.marks.store(marks.0, Ordering::Relaxed);
         self.declared
-            .store(seen.declared.unwrap_or(UNDECLARED), Ordering::Relaxed);
+            .store(declared.unwrap_or(UNDECLARED), Ordering::Relaxed);
     }
 
     pub(crate) fn mark(&self, mark: Mark) {
-        self.marks.store(self.marks() | mark.0, Ordering::Relaxed);
+        self.marks.store(self.marks().0 | mark.0, Ordering::Relaxed);
     }
 
     pub(crate) fn unmark(&self, mark: Mark) {
-        self.marks.store(self.marks() & !mark.0, Ordering::Relaxed);
+        self.marks
+            .store(self.marks().0 & !mark.0, Ordering::Relaxed);
     }
 
     pub(crate) fn has(&self, mark: Mark) -> bool {
-        self.marks() & mark.0 != 0
+        self.marks().has(mark)
     }
 
     pub(crate) fn so_far(&self, yielded: u64) -> BodySeen {
+        let marks = self.marks();
         let declared = self.declared.load(Ordering::Relaxed);
         BodySeen {
-            failed: self.has(Mark::FAILED),
-            upgraded: self.has(Mark::UPGRADED),
-            bodiless: self.has(Mark::BODILESS),
-            ended: self.has(Mark::ENDED),
+            failed: marks.has(Mark::FAILED),
+            upgraded: marks.has(Mark::UPGRADED),
+            bodiless: marks.has(Mark::BODILESS),
+            ended: marks.has(Mark::ENDED),
             declared: (declared != UNDECLARED).then_some(declared),
             yielded,
-            http1: self.has(Mark::HTTP1),
+            http1: marks.has(Mark::HTTP1),
         }
     }
 
@@ -112,7 +123,7 @@ impl Seen {
         self.has(Mark::HTTP1) && bytes <= AT_ONCE
     }
 
-    fn marks(&self) -> u32 {
-        self.marks.load(Ordering::Relaxed)
+    fn marks(&self) -> Mark {
+        Mark(self.marks.load(Ordering::Relaxed))
     }
 }

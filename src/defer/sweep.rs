@@ -88,15 +88,18 @@ pub(crate) struct Sweep {
 
 #[derive(Debug, Default)]
 struct State {
-    held: Vec<Option<Arc<Collector>>>,
-    free: Vec<usize>,
+    places: Vec<Place>,
+    /// The first one that is free; where all are taken, how many there are.
+    free: usize,
+    held: usize,
     runs: bool,
 }
 
-impl State {
-    fn is_empty(&self) -> bool {
-        self.held.len() == self.free.len()
-    }
+#[derive(Debug)]
+enum Place {
+    Held(Arc<Collector>),
+    /// And the next one that is free.
+    Free(usize),
 }
 
 impl Sweep {
@@ -114,27 +117,34 @@ impl Sweep {
 
     /// Watches a response. Returns its place, and whether the sweep has to be started.
     pub(super) fn add(&self, collector: Arc<Collector>) -> (usize, bool) {
-        let mut state = self.state.lock();
-        let place = match state.free.pop() {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let at = state.free;
+        match state.places.get_mut(at) {
             Some(place) => {
-                state.held[place] = Some(collector);
-                place
+                if let Place::Free(next) = std::mem::replace(place, Place::Held(collector)) {
+                    state.free = next;
+                }
             }
             None => {
-                state.held.push(Some(collector));
-                state.held.len() - 1
+                state.places.push(Place::Held(collector));
+                state.free += 1;
             }
-        };
+        }
+        state.held += 1;
         let start = !state.runs;
         state.runs = true;
-        (place, start)
+        (at, start)
     }
 
-    pub(super) fn remove(&self, place: usize) {
-        let mut state = self.state.lock();
-        let removed = state.held[place].take();
-        state.free.push(place);
-        drop(state);
+    pub(super) fn remove(&self, at: usize) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let free = Place::Free(state.free);
+        let removed = std::mem::replace(&mut state.places[at], free);
+        state.free = at;
+        state.held -= 1;
+        drop(guard);
         // Not under the lock: it may be the last one.
         drop(removed);
     }
@@ -158,7 +168,12 @@ impl Sweep {
     }
 
     fn all(&self) -> Vec<Arc<Collector>> {
-        self.state.lock().held.iter().flatten().cloned().collect()
+        let state = self.state.lock();
+        let held = |place: &Place| match place {
+            Place::Held(collector) => Some(collector.clone()),
+            Place::Free(_) => None,
+        };
+        state.places.iter().filter_map(held).collect()
     }
 }
 
@@ -187,11 +202,9 @@ impl Running {
             tokio::time::sleep(pause).await;
             self.sweep.look();
             let mut state = self.sweep.state.lock();
-            if state.is_empty() {
-                state.runs = false;
-                // What a burst left behind.
-                state.held = Vec::new();
-                state.free = Vec::new();
+            if state.held == 0 {
+                // Without the room that a burst left behind.
+                *state = State::default();
                 drop(state);
                 self.ended = true;
                 return;

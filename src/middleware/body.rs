@@ -15,9 +15,9 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
 use super::future::grpc_status;
-use crate::defer::{Ending, Hold, Mark};
+use crate::defer::{Collector, Ending, Hold, Mark};
 use crate::error::bounded_text;
-use crate::response::{BodySeen, classify};
+use crate::response::classify;
 use crate::sync::Arc;
 
 /// A response body behind a [`DeferLayer`](crate::DeferLayer).
@@ -35,13 +35,13 @@ pub struct DeferBody<B> {
     watch: Option<Watch>,
 }
 
-/// Sees to a body. Its drop says how it ended. Two words, because a body is moved about often: what is seen
+/// Sees to a body. Its drop says how it ended. Small, because a body is moved about often: what is seen
 /// is in the collector.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// Before `hold`: the tasks are released when all of the rest is gone.
     rare: Option<Box<Rare>>,
-    hold: Hold,
+    /// Of which this is a holder. None at the end.
+    collector: Option<Arc<Collector>>,
 }
 
 /// What few bodies have.
@@ -67,7 +67,8 @@ impl<B> DeferBody<B> {
         let refused = self
             .watch
             .as_ref()
-            .is_some_and(|watch| watch.hold.seen().has(Mark::REFUSED));
+            .and_then(|watch| watch.collector.as_ref())
+            .is_some_and(|collector| collector.seen().has(Mark::REFUSED));
         #[cfg(not(feature = "events"))]
         let refused = false;
         refused
@@ -75,7 +76,7 @@ impl<B> DeferBody<B> {
 
     /// What the server has not asked for yet of a chunk that was cut.
     fn rest(&self) -> u64 {
-        self.watch.as_ref().map_or(0, Watch::rest)
+        self.watch.as_ref().map_or(0, |watch| rest(&watch.rare))
     }
 }
 
@@ -92,39 +93,48 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let Some(watch) = this.watch else {
+        let Some(Watch {
+            rare,
+            collector: Some(collector),
+        }) = this.watch
+        else {
             return this.inner.poll_frame(cx);
         };
+        let seen = collector.seen();
         #[cfg(feature = "events")]
-        if watch.hold.seen().has(Mark::REFUSED) {
+        if seen.has(Mark::REFUSED) {
             return Poll::Ready(None);
         }
-        if let Some(piece) = watch.next_piece() {
-            if watch.rest() == 0 && this.inner.is_end_stream() {
-                watch.hold.seen().mark(Mark::ENDED);
+        if let Some(piece) = rare.as_mut().and_then(|rare| rare.next_piece(collector)) {
+            if rest(rare) == 0 && this.inner.is_end_stream() {
+                seen.mark(Mark::ENDED);
             }
             return Poll::Ready(Some(Ok(piece)));
         }
-        watch.hold.seen().mark(Mark::ENTERED);
+        seen.mark(Mark::ENTERED);
         let polled = this.inner.as_mut().poll_frame(cx);
         let is_last = matches!(polled, Poll::Ready(Some(Ok(_)))) && this.inner.is_end_stream();
-        watch.hold.seen().unmark(Mark::ENTERED);
+        seen.unmark(Mark::ENTERED);
         // Also before the first registration: it may come while the body waits for its next frame.
-        watch.hold.asked(polled.is_pending());
+        collector.asked(polled.is_pending());
         match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
-                watch.hold.seen().mark(Mark::ENDED);
+                seen.mark(Mark::ENDED);
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                watch.failed(&error);
+                seen.mark(Mark::FAILED);
+                // The one place on the response's path that runs code of the user's, because the error
+                // goes to the server and its text would be lost; bounded, and a panic in it is caught.
+                let text = bounded_text(|out| write!(out, "{error}"));
+                rare.get_or_insert_default().error = Some(text.into());
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                let frame = watch.frame(frame);
-                if is_last && watch.rest() == 0 {
-                    watch.hold.seen().mark(Mark::ENDED);
+                let frame = pass_on(frame, collector, rare);
+                if is_last && rest(rare) == 0 {
+                    seen.mark(Mark::ENDED);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -156,95 +166,95 @@ where
 }
 
 impl Watch {
-    pub(super) fn new(hold: Hold, seen: BodySeen) -> Self {
-        hold.seen().begin(seen);
-        Self { rare: None, hold }
-    }
-
-    fn rest(&self) -> u64 {
-        self.rare.as_ref().map_or(0, |rare| rare.rest.len() as u64)
-    }
-
-    fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
-    }
-
-    /// Of an answer that was not given: its body is empty.
-    #[cfg(feature = "events")]
-    pub(super) fn refused(self) -> Self {
-        self.hold.seen().mark(Mark::REFUSED);
-        self.hold.seen().mark(Mark::BODILESS);
-        self
-    }
-
-    /// The next piece of a chunk that was cut.
-    fn next_piece(&mut self) -> Option<Frame<Bytes>> {
-        let rest = &mut self.rare.as_mut()?.rest;
-        if rest.is_empty() {
-            return None;
+    /// The collector's holder from now on.
+    pub(super) fn new(collector: Arc<Collector>) -> Self {
+        Self {
+            rare: None,
+            collector: Some(collector),
         }
-        let rest = std::mem::take(rest);
-        self.hold.asked(false);
-        Some(Frame::data(self.chunk(rest)))
     }
 
-    /// A chunk on its way to the server: counted, cut where it is too large, guarded.
-    fn chunk(&mut self, mut chunk: Bytes) -> Bytes {
-        if chunk.len() > PIECE && self.hold.collector().is_used() {
-            self.rare().rest = chunk.split_off(PIECE);
+    #[inline(never)]
+    fn ended(rare: Option<Box<Rare>>, collector: Arc<Collector>) {
+        let mut body_error = rare.and_then(|rare| rare.error);
+        if collector.seen().has(Mark::ENTERED) {
+            collector.seen().mark(Mark::FAILED);
+            body_error = Some("the body panicked".into());
         }
-        self.hold.count_bytes(chunk.len());
-        self.guard(chunk)
-    }
-
-    fn frame(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
-        let frame = match frame.into_data() {
-            Ok(chunk) => return Frame::data(self.chunk(chunk)),
-            Err(frame) => frame,
+        let seen = collector.seen_so_far();
+        let ending = Ending {
+            end: classify(seen),
+            bytes: seen.yielded,
+            body_error,
         };
-        if let Some(trailers) = frame.trailers_ref() {
-            self.hold.seen().mark(Mark::ENDED);
-            if let Some(status) = grpc_status(trailers) {
-                self.hold.collector().trailers(status);
-            }
-        }
-        frame
-    }
-
-    /// A chunk that tells when the server lets go of it.
-    fn guard(&self, chunk: Bytes) -> Bytes {
-        if chunk.is_empty() || !self.hold.collector().is_used() {
-            return chunk;
-        }
-        Bytes::from_owner(Guarded {
-            chunk,
-            hold: self.hold.another(),
-        })
-    }
-
-    fn failed<E: fmt::Display>(&mut self, error: &E) {
-        self.hold.seen().mark(Mark::FAILED);
-        // The one place on the response's path that runs code of the user's, because the error goes to
-        // the server and its text would be lost; bounded, and a panic in it is caught.
-        self.rare().error = Some(bounded_text(|out| write!(out, "{error}")).into());
+        Collector::finish(collector, ending);
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if self.hold.seen().has(Mark::ENTERED) {
-            self.hold.seen().mark(Mark::FAILED);
-            self.rare().error = Some("the body panicked".into());
+impl Rare {
+    /// The next piece of a chunk that was cut.
+    fn next_piece(&mut self, collector: &Arc<Collector>) -> Option<Frame<Bytes>> {
+        if self.rest.is_empty() {
+            return None;
         }
-        self.hold.asked(false);
-        let seen = self.hold.seen_so_far();
-        let collector = self.hold.collector();
-        collector.end(Ending {
-            end: classify(seen),
-            bytes: seen.yielded,
-            body_error: self.rare.as_mut().and_then(|rare| rare.error.take()),
-        });
-        collector.close();
+        let rest = std::mem::take(&mut self.rest);
+        collector.asked(false);
+        Some(Frame::data(self.cut(rest, collector)))
+    }
+
+    fn cut(&mut self, mut chunk: Bytes, collector: &Arc<Collector>) -> Bytes {
+        if chunk.len() > PIECE {
+            self.rest = chunk.split_off(PIECE);
+        }
+        guard(chunk, collector)
+    }
+}
+
+fn rest(rare: &Option<Box<Rare>>) -> u64 {
+    rare.as_ref().map_or(0, |rare| rare.rest.len() as u64)
+}
+
+/// A frame on its way to the server.
+fn pass_on(
+    frame: Frame<Bytes>,
+    collector: &Arc<Collector>,
+    rare: &mut Option<Box<Rare>>,
+) -> Frame<Bytes> {
+    let frame = match frame.into_data() {
+        Ok(chunk) if chunk.len() > PIECE && collector.is_used() => {
+            return Frame::data(rare.get_or_insert_default().cut(chunk, collector));
+        }
+        Ok(chunk) => return Frame::data(guard(chunk, collector)),
+        Err(frame) => frame,
+    };
+    if let Some(trailers) = frame.trailers_ref() {
+        collector.seen().mark(Mark::ENDED);
+        if let Some(status) = grpc_status(trailers) {
+            collector.trailers(status);
+        }
+    }
+    frame
+}
+
+/// A chunk, counted, that tells when the server lets go of it.
+fn guard(chunk: Bytes, collector: &Arc<Collector>) -> Bytes {
+    collector.count_bytes(chunk.len());
+    if chunk.is_empty() || !collector.is_used() {
+        return chunk;
+    }
+    Bytes::from_owner(Guarded {
+        chunk,
+        hold: Hold::another(collector),
+    })
+}
+
+impl Drop for Watch {
+    /// What is left of a chunk that was cut goes before the tasks are released.
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(collector) = self.collector.take() {
+            Self::ended(self.rare.take(), collector);
+        }
     }
 }
 
@@ -262,6 +272,8 @@ impl AsRef<[u8]> for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.hold.taken();
+        if let Some(collector) = self.hold.collector() {
+            collector.taken();
+        }
     }
 }

@@ -2,10 +2,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::str::FromStr;
+#[cfg(any(feature = "events", feature = "test-util"))]
+use std::task::ready;
+use std::task::{Context, Poll};
 
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use pin_project::pin_project;
 
@@ -17,8 +20,8 @@ use super::inline;
 use super::recorded;
 #[cfg(feature = "events")]
 use crate::defer::head_only;
-use crate::defer::{Collector, Ending, Head, Hold};
-use crate::response::{BodySeen, End};
+use crate::defer::{Collector, Ending, Head, Hold, Mark};
+use crate::response::End;
 use crate::sync::Arc;
 
 /// The response future of a [`DeferService`](crate::DeferService).
@@ -35,42 +38,36 @@ use crate::sync::Arc;
 pub struct DeferFuture<F: Future> {
     /// None once it has answered: it is dropped before anything is released.
     #[pin]
-    pub(super) inner: Option<F>,
+    inner: Option<F>,
     /// The answer, while the events of its request are being recorded.
     #[cfg(feature = "events")]
-    pub(super) recording: Option<Box<recorded::Waiting<F::Output>>>,
-    /// None in an inner layer. After `inner`, so that it is dropped after it.
-    pub(super) unanswered: Option<Unanswered>,
+    recording: Option<Box<recorded::Waiting<F::Output>>>,
+    /// Empty in an inner layer. After `inner`, so that it is dropped after it.
+    unanswered: Unanswered,
     /// The test kit's inline mode: the tasks end before the answer is given.
     #[cfg(feature = "test-util")]
-    pub(super) inline: Option<inline::Inline<F::Output>>,
+    inline: Option<inline::Inline<F::Output>>,
 }
 
 /// A request without an answer. Dropped as it is, it says why there will be none.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Unanswered {
-    /// None once it has been answered.
-    hold: Option<Hold>,
+    /// Empty once it has been answered.
+    hold: Hold,
     /// We are within the inner service: dropped now, it has panicked.
     entered: bool,
-    asked: Asked,
-}
-
-/// What of the request decides how its response ends.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    head: bool,
-    connect: bool,
-    http1: bool,
+    /// What of the request decides how its response ends.
+    asked: Mark,
 }
 
 impl<F: Future> DeferFuture<F> {
-    pub(super) fn inner(inner: F) -> Self {
+    #[inline]
+    pub(super) fn new(inner: F, unanswered: Unanswered) -> Self {
         Self {
             inner: Some(inner),
             #[cfg(feature = "events")]
             recording: None,
-            unanswered: None,
+            unanswered,
             #[cfg(feature = "test-util")]
             inline: None,
         }
@@ -94,38 +91,31 @@ where
                 .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
         }
         #[cfg(not(feature = "events"))]
-        let result = ready!(this.poll_inner(cx));
+        let polled = this.poll_inner(cx);
         #[cfg(feature = "events")]
-        let (result, refused) = ready!(this.poll_recorded(cx));
-        let unanswered = this.unanswered.take();
+        let polled = this.poll_recorded(cx);
         #[cfg(feature = "test-util")]
-        if let Some(tasks) = unanswered.as_ref().and_then(Unanswered::inline) {
-            if let Some(unanswered) = unanswered {
-                unanswered.end_now(&result);
+        let polled = match this.unanswered.inline() {
+            Some(tasks) if polled.is_ready() => {
+                let result = ready!(polled);
+                this.unanswered.end_now(&result);
+                let inline = this.inline.insert(inline::Inline::new(result, tasks));
+                return inline
+                    .poll(cx)
+                    .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
             }
-            let inline = this.inline.insert(inline::Inline::new(result, tasks));
-            return inline
-                .poll(cx)
-                .map_ok(|r| r.map(|body| DeferBody::new(body, None)));
-        }
-        Poll::Ready(match result {
-            Ok(response) => {
-                let watch = unanswered.and_then(|unanswered| unanswered.answer(&response));
-                #[cfg(feature = "events")]
-                let watch = if refused {
-                    watch.map(Watch::refused)
-                } else {
-                    watch
-                };
-                Ok(response.map(|body| DeferBody::new(body, watch)))
+            _ => polled,
+        };
+        // Looked at where it lies, and moved once.
+        let watch = match &polled {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(response)) => this.unanswered.answer(response),
+            Poll::Ready(Err(_)) => {
+                this.unanswered.finish(End::Failed);
+                None
             }
-            Err(error) => {
-                if let Some(unanswered) = unanswered {
-                    unanswered.finish(End::Failed);
-                }
-                Err(error)
-            }
-        })
+        };
+        polled.map_ok(|response| response.map(|body| DeferBody::new(body, watch)))
     }
 }
 
@@ -139,28 +129,28 @@ where
         let Some(inner) = self.inner.as_mut().as_pin_mut() else {
             panic!("`DeferFuture` polled after it was ready");
         };
-        if let Some(unanswered) = self.unanswered.as_mut() {
-            unanswered.entered = true;
-        }
+        self.unanswered.entered = true;
         let polled = inner.poll(cx);
-        if let Some(unanswered) = self.unanswered.as_mut() {
-            unanswered.entered = false;
+        self.unanswered.entered = false;
+        if polled.is_ready() {
+            self.inner.set(None);
         }
-        let result = ready!(polled);
-        self.inner.set(None);
-        Poll::Ready(result)
+        polled
     }
 
-    /// The same, and then its events on their way to the store. Whether they could not be recorded, and
-    /// the answer says so.
+    /// The same, and then its events on their way to the store. Where they could not be recorded, the
+    /// answer says so.
     #[cfg(feature = "events")]
-    fn poll_recorded(&mut self, cx: &mut Context<'_>) -> Poll<(F::Output, bool)> {
+    fn poll_recorded(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
         if self.recording.is_none() {
-            let result = ready!(self.poll_inner(cx));
-            let recording = self.unanswered.as_ref().and_then(|u| u.record(&result));
-            let Some(recording) = recording else {
-                return Poll::Ready((result, false));
+            let polled = self.poll_inner(cx);
+            let Poll::Ready(result) = &polled else {
+                return Poll::Pending;
             };
+            let Some(recording) = self.unanswered.record(result) else {
+                return polled;
+            };
+            let result = ready!(polled);
             *self.recording = Some(recorded::Waiting::new(result, recording));
         }
         let Some(waiting) = self.recording else {
@@ -168,15 +158,17 @@ where
         };
         let (mut result, recorded) = ready!(waiting.poll(cx));
         *self.recording = None;
-        let refused = match &mut result {
+        match &mut result {
             Ok(response) if recorded.is_err() => {
                 recorded::refuse(response);
-                true
+                // Its body is empty.
+                let empty = Mark::REFUSED.and(Mark::BODILESS);
+                self.unanswered.asked = self.unanswered.asked.and(empty);
             }
             // What failed already fails as it did.
-            Ok(_) | Err(_) => false,
-        };
-        Poll::Ready((result, refused))
+            Ok(_) | Err(_) => {}
+        }
+        Poll::Ready(result)
     }
 }
 
@@ -184,79 +176,99 @@ impl Unanswered {
     /// Its events, where the answer lets them be recorded.
     #[cfg(feature = "events")]
     fn record<B, E>(&self, result: &Result<Response<B>, E>) -> Option<crate::event::Recording> {
-        let hold = self.hold.as_ref()?;
-        hold.collector().record(|| match result {
+        let collector = self.hold.collector()?;
+        collector.record(|| match result {
             Ok(response) => head_only(Some(head_of(response)), End::Complete),
             Err(_) => head_only(None, End::Failed),
         })
     }
 
     pub(super) fn new<B>(collector: Arc<Collector>, request: &Request<B>) -> Self {
-        let asked = Asked {
-            head: request.method() == Method::HEAD,
-            connect: request.method() == Method::CONNECT,
-            http1: request.version() <= Version::HTTP_11,
-        };
+        let asked = Mark::BODILESS
+            .when(request.method() == Method::HEAD)
+            .and(Mark::CONNECT.when(request.method() == Method::CONNECT))
+            .and(Mark::HTTP1.when(request.version() <= Version::HTTP_11));
         Self {
-            hold: Some(Hold::first(collector)),
+            hold: Hold::first(collector),
             entered: true,
             asked,
         }
     }
 
     /// The inner service has come back.
-    pub(super) fn left(mut self) -> Self {
-        self.entered = false;
-        self
+    #[inline]
+    pub(super) fn left(&mut self) -> Self {
+        Self {
+            hold: std::mem::take(&mut self.hold),
+            entered: false,
+            asked: self.asked,
+        }
     }
 
     /// There is a head. Returns what to watch its body with, if anyone cares.
-    fn answer<B: Body>(mut self, response: &Response<B>) -> Option<Watch> {
-        let hold = self.hold.take()?.answered()?;
-        let hint = response.body().size_hint();
+    #[inline]
+    fn answer<B: Body>(&mut self, response: &Response<B>) -> Option<Watch> {
+        if !self.hold.answered() {
+            return None;
+        }
+        // What the body answers is the user's code.
+        self.entered = true;
         let status = response.status();
-        let seen = BodySeen {
-            upgraded: status == StatusCode::SWITCHING_PROTOCOLS
-                || (self.asked.connect && status.is_success()),
-            bodiless: self.asked.head
-                || status == StatusCode::NO_CONTENT
-                || status == StatusCode::NOT_MODIFIED
-                || response.body().is_end_stream(),
-            declared: declared_length(response.headers()).or(hint.exact()),
-            http1: self.asked.http1,
-            ..BodySeen::default()
-        };
-        // After all that the body was asked: its answers are the user's code.
-        hold.collector().head(|| head_of(response));
-        Some(Watch::new(hold, seen))
+        let upgraded = status == StatusCode::SWITCHING_PROTOCOLS
+            || (self.asked.has(Mark::CONNECT) && status.is_success());
+        let bodiless = status == StatusCode::NO_CONTENT
+            || status == StatusCode::NOT_MODIFIED
+            || response.body().is_end_stream();
+        let declared =
+            declared_length(response.headers()).or_else(|| response.body().size_hint().exact());
+        self.entered = false;
+        let marks = self
+            .asked
+            .and(Mark::UPGRADED.when(upgraded))
+            .and(Mark::BODILESS.when(bodiless));
+        let collector = self.hold.pass_on()?;
+        collector.head(|| head_of(response));
+        collector.seen().begin(marks, declared);
+        Some(Watch::new(collector))
     }
 
     /// What the test kit's inline mode waits for.
     #[cfg(feature = "test-util")]
     fn inline(&self) -> Option<inline::Tasks> {
-        let test = self.hold.as_ref()?.collector().scope().test.as_ref()?;
+        let test = self.hold.collector()?.scope().test.as_ref()?;
         test.inline()
     }
 
     /// Ends the response as if its body had been sent, and so releases its tasks.
     #[cfg(feature = "test-util")]
-    fn end_now<B: Body, E>(mut self, result: &Result<Response<B>, E>) {
-        let Some(hold) = self.hold.take() else { return };
-        let Ok(response) = result else {
-            return finish(&hold, End::Failed);
+    fn end_now<B: Body, E>(&mut self, result: &Result<Response<B>, E>) {
+        let Some(collector) = self.hold.collector() else {
+            return;
         };
-        hold.collector().head(|| head_of(response));
-        hold.collector().end(Ending {
+        let Ok(response) = result else {
+            return self.finish(End::Failed);
+        };
+        collector.head(|| head_of(response));
+        let ending = Ending {
             bytes: response.body().size_hint().exact().unwrap_or_default(),
             ..Ending::without_response(End::Complete)
-        });
-        hold.collector().close();
+        };
+        if let Some(collector) = self.hold.pass_on() {
+            Collector::finish(collector, ending);
+        }
     }
 
-    fn finish(mut self, end: End) {
-        if let Some(hold) = self.hold.take() {
-            finish(&hold, end);
+    /// There is no answer.
+    #[cold]
+    fn finish(&mut self, end: End) {
+        // What its events have been asked by then, they are not asked again.
+        #[cfg(feature = "events")]
+        if let Some(collector) = self.hold.collector() {
+            if let Some(recording) = collector.record(|| head_only(None, end)) {
+                recording.go_on();
+            }
         }
+        self.hold.unanswered(Ending::without_response(end));
     }
 }
 
@@ -267,58 +279,41 @@ fn head_of<B>(response: &Response<B>) -> Head {
     }
 }
 
-/// There is no answer.
-fn finish(hold: &Hold, end: End) {
-    // What its events have been asked by then, they are not asked again.
-    #[cfg(feature = "events")]
-    if let Some(recording) = hold.collector().record(|| head_only(None, end)) {
-        recording.go_on();
-    }
-    hold.collector().end(Ending::without_response(end));
-    hold.collector().close();
-}
-
 impl Drop for Unanswered {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(hold) = self.hold.take() {
-            finish(
-                &hold,
-                if self.entered {
-                    End::Panicked
-                } else {
-                    End::Cancelled
-                },
-            );
+        if self.hold.collector().is_some() {
+            self.finish(if self.entered {
+                End::Panicked
+            } else {
+                End::Cancelled
+            });
         }
     }
 }
 
 /// What the handler has declared. It counts more than the size hint: a server goes by it.
+#[inline]
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    if headers.is_empty() {
-        return None;
-    }
-    headers
-        .get(CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    number(headers, &CONTENT_LENGTH)
 }
 
 /// A gRPC error without a body has its status in the head.
+#[inline]
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
     // Made once, not parsed for each response.
     static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+    number(headers, &GRPC_STATUS)
+}
+
+#[inline]
+fn number<N: FromStr>(headers: &HeaderMap, name: &HeaderName) -> Option<N> {
     if headers.is_empty() {
         return None;
     }
-    headers
-        .get(&GRPC_STATUS)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    parsed(headers.get(name)?)
+}
+
+fn parsed<N: FromStr>(value: &HeaderValue) -> Option<N> {
+    value.to_str().ok()?.trim().parse().ok()
 }

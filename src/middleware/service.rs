@@ -1,5 +1,6 @@
 //! [`DeferService`]: a request goes in with a handle.
 
+use std::future::Future;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -45,46 +46,48 @@ where
         if let Some(probe) = request.extensions_mut().remove::<crate::test_util::Probe>() {
             let inner = probe.0.inner_alone(&self.scope);
             request.extensions_mut().insert(inner);
-            return DeferFuture::inner(self.inner.call(request));
+            return self.enter(request, &mut Unanswered::default());
         }
         if let Some(outer) = request.extensions().get::<Defer>() {
             // An inner layer: one collector per request, so that nothing fires before the outer body
             // is out.
             let inner = outer.inner(&self.scope);
             request.extensions_mut().insert(inner);
-            return DeferFuture::inner(self.inner.call(request));
+            return self.enter(request, &mut Unanswered::default());
         }
         let collector = Collector::open(self.scope.clone());
         // From here on, so that a panic in the inner `call` is seen as one.
-        let unanswered = Unanswered::new(collector.clone(), &request);
+        let mut unanswered = Unanswered::new(collector.clone(), &request);
         #[cfg(feature = "test-util")]
-        if let Some(test) = self
-            .scope
-            .test
-            .as_ref()
-            .filter(|test| test.probes(&collector))
-        {
-            test.attach(&self.scope.executor);
-            let probe = crate::test_util::Probe(Defer::new(collector));
-            request.extensions_mut().insert(probe);
-            return DeferFuture {
-                inner: Some(self.inner.call(request)),
-                #[cfg(feature = "events")]
-                recording: None,
-                unanswered: Some(unanswered.left()),
-                #[cfg(feature = "test-util")]
-                inline: None,
-            };
+        if let Some(test) = &self.scope.test {
+            if test.probes(&collector) {
+                test.attach(&self.scope.executor);
+                let probe = crate::test_util::Probe(Defer::new(collector));
+                request.extensions_mut().insert(probe);
+                return self.enter(request, &mut unanswered);
+            }
         }
         request.extensions_mut().insert(Defer::new(collector));
-        // In one expression, so that the inner future, which is often large, goes to its place directly.
-        DeferFuture {
-            inner: Some(self.inner.call(request)),
-            #[cfg(feature = "events")]
-            recording: None,
-            unanswered: Some(unanswered.left()),
-            #[cfg(feature = "test-util")]
-            inline: None,
-        }
+        self.enter(request, &mut unanswered)
     }
+}
+
+impl<S> DeferService<S> {
+    /// Calls the inner service; the caller sees to a panic. Apart, because the inner future, which is often
+    /// large, goes to its place directly only where nothing is to be dropped in a panic: 29 of 1,071
+    /// instructions that the layer adds to a request.
+    #[inline(never)]
+    fn enter<R>(&mut self, request: R, unanswered: &mut Unanswered) -> DeferFuture<S::Future>
+    where
+        S: Service<R, Future: Future>,
+    {
+        DeferFuture::new(enter(&mut self.inner, request), unanswered.left())
+    }
+}
+
+/// Apart, too: a future that is put together in the caller would be moved once more, through an axum router
+/// 64 of 857 instructions.
+#[inline(never)]
+fn enter<S: Service<R>, R>(inner: &mut S, request: R) -> S::Future {
+    inner.call(request)
 }

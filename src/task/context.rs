@@ -5,6 +5,7 @@ use std::fmt;
 use tokio_util::sync::CancellationToken;
 
 use super::{Name, TaskId};
+use crate::pool::Pool;
 use crate::response::ResponseInfo;
 use crate::sync::Arc;
 
@@ -19,6 +20,45 @@ pub(crate) struct Origin {
     pub(crate) others_first: bool,
     /// The span in which the request's first task was registered.
     pub(crate) follows: Option<Follows>,
+}
+
+thread_local! {
+    /// In a burst they are more than the allocator keeps at hand: making and dropping one was 242 of the 4,174
+    /// instructions of a request that defers one task, and is 96.
+    static POOL: Pool<Origin> = const { Pool::new() };
+}
+
+impl Origin {
+    pub(crate) fn new(
+        response: ResponseInfo,
+        others_first: bool,
+        follows: Option<Follows>,
+    ) -> Arc<Self> {
+        let new = Self {
+            response,
+            others_first,
+            follows,
+        };
+        if let Some(mut pooled) = POOL.try_with(Pool::take).ok().flatten() {
+            if let Some(origin) = Arc::get_mut(&mut pooled) {
+                *origin = new;
+                return pooled;
+            }
+        }
+        Arc::new(new)
+    }
+
+    /// A task of it is over. Not inlined: tasks without a request are emptied by the same code, and it cost
+    /// them 30 of 742 instructions.
+    #[inline(never)]
+    pub(super) fn let_go(mut this: Arc<Self>) {
+        if let Some(origin) = Arc::get_mut(&mut this) {
+            origin.response.body_error = None;
+            origin.follows = None;
+            // An error: the thread is ending.
+            let _ = POOL.try_with(|pool| pool.put(this));
+        }
+    }
 }
 
 /// The span in which a task was registered. Only what outlives it: a clone of the span would keep it

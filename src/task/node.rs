@@ -227,7 +227,9 @@ impl Node {
         if header.settings.is_some() {
             header.settings = None;
         }
-        header.origin = None;
+        if let Some(origin) = header.origin.take() {
+            Origin::let_go(origin);
+        }
         header.marks.forget_number();
         Some(shelf)
     }

@@ -1,0 +1,126 @@
+//! The release: by the last holder of a collector, or earlier by force.
+//!
+//! What was registered is handed over to its executors, with the record of the response. Nothing of the
+//! user's runs here.
+
+use super::Collector;
+use super::ending::Ending;
+use crate::clock::Tick;
+use crate::observe;
+use crate::sync::Arc;
+use crate::task::Origin;
+
+/// Who releases.
+pub(super) enum By {
+    /// The sweep or a drain: the response is not over.
+    Force,
+    /// The last holder, after the response has ended.
+    TheLast,
+    /// The body, with which the response ends.
+    TheBody(Ending),
+}
+
+impl Collector {
+    /// One more holder.
+    pub(super) fn hold(&self) {
+        self.gate.hold();
+    }
+
+    /// One holder less; the last one releases.
+    #[inline(never)]
+    pub(super) fn let_go(this: Arc<Self>) {
+        if this.gate.let_go() {
+            this.release(By::TheLast);
+            Self::reuse_if_last(this);
+        }
+    }
+
+    /// There will be no answer: its future is over, and no holder any more.
+    pub(super) fn fail(mut this: Arc<Self>, ending: Ending) {
+        if Self::is_of_no_concern(&mut this) {
+            this.close();
+            return Self::reuse_if_last(this);
+        }
+        this.end(ending);
+        this.close();
+        Self::let_go(this);
+    }
+
+    /// The body is over, and no holder any more.
+    pub(crate) fn finish(mut this: Arc<Self>, ending: Ending) {
+        if !this.is_used() && Self::is_of_no_concern(&mut this) {
+            this.close();
+            return Self::reuse_if_last(this);
+        }
+        if this.gate.is_held_once() {
+            // One look under the lock instead of two. No event waits for it: with the head, those that were
+            // emitted before it went to be recorded.
+            this.close();
+            this.release(By::TheBody(ending));
+            return Self::reuse_if_last(this);
+        }
+        // A sign of life, and no waiting for the next frame any more.
+        this.asked(false);
+        this.end(ending);
+        this.close();
+        Self::let_go(this);
+    }
+
+    /// Nothing is or will be registered, and nobody will ask for the response. Being the only one is asked
+    /// first, and orders what another thread registered before it let go.
+    #[inline]
+    fn is_of_no_concern(this: &mut Arc<Self>) -> bool {
+        Arc::get_mut(this).is_some_and(|only| only.is_untouched())
+    }
+
+    /// Returns how many tasks were released.
+    pub(super) fn release(self: &Arc<Self>, by: By) -> usize {
+        let scope = self.scope();
+        let shared = scope.executor.shared();
+        let used = self.is_used();
+        let now = if used { shared.clock.now() } else { Tick::ZERO };
+        let opened = self.gate.open(|beside| {
+            let ending = match by {
+                By::Force => None,
+                By::TheLast => beside.known.ending.take(),
+                By::TheBody(ending) => Some(ending),
+            };
+            let ending = ending.unwrap_or_else(|| Ending::stalled(self.progress.bytes()));
+            let info = beside.known.record(now, ending);
+            let others_first = !self.seen.is_written_at_once(info.bytes);
+            let origin = Origin::new(info, others_first, beside.follows.take());
+            let place = beside.place_in_sweep.take();
+            // Unless nobody is left who could ask for it: the caller goes, and the sweep asks for less.
+            if Arc::strong_count(self) > 1 + usize::from(place.is_some()) {
+                beside.origin = Some(origin.clone());
+            }
+            (place, beside.elsewhere.take(), origin)
+        });
+        let Some((tasks, (place, elsewhere, origin))) = opened else {
+            return 0;
+        };
+        if let Some(place) = place {
+            scope.sweep.remove(place);
+        }
+        let mut count = tasks.len();
+        if !tasks.is_empty() {
+            // The hint above may have missed what another thread pushed.
+            let now = if used { now } else { shared.clock.now() };
+            shared.enqueue(tasks, &origin, now);
+        }
+        if let Some(elsewhere) = elsewhere {
+            for (executor, tasks) in elsewhere {
+                count += tasks.len();
+                // Its clock is another one.
+                let shared = executor.shared();
+                shared.enqueue(tasks, &origin, shared.clock.now());
+            }
+        }
+        if count == 0 {
+            return 0;
+        }
+        // Last: a subscriber that panics takes nothing with it.
+        observe::released(shared, count, origin.response.end);
+        count
+    }
+}
