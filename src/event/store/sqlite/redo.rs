@@ -162,10 +162,9 @@ pub(super) fn read(path: &Path, epoch: i64, known: i64) -> io::Result<Vec<Logged
     Ok(record::parse(&bytes, epoch, known))
 }
 
-/// `events.db` → `events.db-log`; where that is a link, beside what it names, as SQLite does it.
+/// `events.db` → `events.db-log`.
 fn file_of(path: &Path) -> PathBuf {
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    super::lock::side_file(&path, "-log")
+    super::lock::side_file(&super::lock::real(path), "-log")
 }
 
 /// Writes every block of the file: allocated alone, each first write would have to be journalled.
