@@ -62,12 +62,19 @@ pub(super) struct Redo {
 impl Redo {
     /// The log of the database at `path`, empty: records of other epochs are void. Durable itself.
     pub(super) fn create(path: &Path, epoch: i64) -> io::Result<Self> {
+        let readers = std::fs::metadata(path)?.permissions();
         let path = file_of(path);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+            options.mode(readers.mode());
+        }
+        let mut file = options.open(&path)?;
+        // What may not be read in the database may not be read here. It cannot be set by another than the
+        // owner, who has.
+        let _ = file.set_permissions(readers);
         if file.metadata()?.len() != SIZE {
             if let Err(error) = allocate(&mut file) {
                 // It must not keep what little room there is.
