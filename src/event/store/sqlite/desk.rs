@@ -236,7 +236,11 @@ impl Desk {
 
     fn commit(&mut self, syncs: bool) -> Result<(), Fault> {
         let logs = self.logs;
-        let logged = self.redo.as_ref().filter(|_| logs).and_then(Redo::number);
+        let logged = self.redo.as_ref().and_then(|redo| match (logs, syncs) {
+            (true, _) => redo.number(),
+            (false, true) => redo.void(),
+            (false, false) => None,
+        });
         self.tally.write(self.conn(), logged)?;
         if let Some(redo) = self.redo.as_mut().filter(|_| logs) {
             redo.sync()?;
