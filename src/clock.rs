@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
 /// Nanoseconds since the clock was made.
@@ -43,7 +44,7 @@ impl Tick {
 
 /// A duration too long for 64 bits of nanoseconds (584 years) is as good as for ever.
 pub(crate) fn nanos(time: Duration) -> u64 {
-    let seconds = time.as_secs().saturating_mul(1_000_000_000);
+    let seconds = time.as_secs().saturating_mul(NANOS_PER_SECOND);
     seconds.saturating_add(u64::from(time.subsec_nanos()))
 }
 
@@ -63,9 +64,14 @@ impl Clock {
 
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub(crate) fn now(&self) -> Tick {
-        Tick(nanos(
-            tokio::time::Instant::now().saturating_duration_since(self.epoch),
-        ))
+        let since = tokio::time::Instant::now().saturating_duration_since(self.epoch);
+        // As `nanos`, without asking for what no clock reaches: every task pays for this.
+        Tick(
+            since
+                .as_secs()
+                .wrapping_mul(NANOS_PER_SECOND)
+                .wrapping_add(u64::from(since.subsec_nanos())),
+        )
     }
 
     /// For `tokio::time::sleep_until`; a tick beyond the timer's reach is a hundred years away.

@@ -92,8 +92,8 @@ async fn a_submitted_task_can_be_taken_back_until_a_worker_takes_it() {
     let gate = Arc::new(Semaphore::new(0));
     let first = executor.submit(gated(&gate));
     let second = executor.submit(gated(&gate));
-    let blocked = executor.submit(Task::blocking(|| ()));
     running(&executor, 1).await;
+    let blocked = executor.submit(Task::blocking(|| ()));
     assert!(!first.cancel(), "it runs");
     assert!(second.cancel() && !second.cancel());
     gate.add_permits(1);

@@ -296,6 +296,35 @@ async fn case_25_a_timeout_is_reported_and_may_be_the_last_word() {
     assert_eq!(letters[1].history.len(), 2);
 }
 
+/// The runtime's timers answer nothing to a task that has used up its turn, also the worker's own alarm.
+#[tokio::test(start_paused = true)]
+async fn case_25_a_task_that_has_used_up_its_turn_times_out_all_the_same() {
+    let executor = Executor::builder()
+        .timeout(Duration::from_secs(1))
+        .retry(Retry::never())
+        .build();
+    let greedy = || async {
+        let mut spent = false;
+        std::future::poll_fn(|cx| {
+            while !spent {
+                let unit = std::pin::pin!(tokio::task::coop::consume_budget());
+                spent = unit.poll(cx).is_pending();
+            }
+            Poll::<()>::Pending
+        })
+        .await;
+    };
+    for _ in 0..2 {
+        executor.submit(greedy);
+        executor.submit(Task::new(greedy).name("greedy, too"));
+        let took = tokio::time::Instant::now();
+        executor.idle().await;
+        assert_eq!(took.elapsed().as_secs(), 1);
+    }
+    let now = executor.snapshot();
+    assert_eq!((now.discarded, now.stuck), (4, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn case_25_the_token_of_a_timed_out_attempt_is_cancelled() {
     let executor = Executor::new();
@@ -932,7 +961,7 @@ fn blocking_tasks_have_a_bound_of_their_own_and_take_no_async_slot() {
                 }
             }));
         }
-        while executor.snapshot().running.len() < 2 {
+        while executor.snapshot().running.len() < 2 || gauge.most() < 2 {
             tokio::task::yield_now().await;
         }
         let now = executor.snapshot();

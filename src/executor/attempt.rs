@@ -46,21 +46,26 @@ impl Outcome {
     }
 }
 
+/// When an attempt has to end, and the time that led to it.
+pub(super) type Deadline = (Tick, Duration);
+
 /// What an attempt needs beside its task. Small, because it is made for every attempt.
 pub(super) struct Begun {
+    /// It is an attempt of a task without settings that asks for no context, and nobody watches it.
+    pub(super) is_plain: bool,
     /// Where the body can see it.
     context: Option<TaskContext>,
-    /// Known once it has waited, with the time that led to it.
-    deadline: Option<(Tick, Duration)>,
+    /// Known once it has waited.
+    pub(super) deadline: Option<Deadline>,
     pub(super) span: AttemptSpan,
 }
 
 impl Begun {
-    /// Of a plain task that nobody watches.
-    pub(super) fn plain() -> Self {
+    pub(super) fn plain(deadline: Option<Deadline>) -> Self {
         Self {
+            is_plain: true,
             context: None,
-            deadline: None,
+            deadline,
             span: AttemptSpan::unseen(),
         }
     }
@@ -119,6 +124,7 @@ pub(super) fn begin(shared: &Arc<Shared>, node: &Node, slot: &Slot) -> Begun {
     observe::changed(shared);
     shared.watch.wake(shared);
     Begun {
+        is_plain: false,
         context,
         deadline: None,
         span,
@@ -134,13 +140,9 @@ pub(super) fn begin_plain(
     slot: &Slot,
 ) {
     slot.begin_plain(Plain {
-        sequence: node.sequence(),
+        marks: node.marks(),
         function,
         location: node.header().location,
-        limit: shared.limit,
-        since: None,
-        first_seen: None,
-        stuck: None,
     });
     observe::changed(shared);
     shared.watch.wake(shared);
@@ -148,7 +150,7 @@ pub(super) fn begin_plain(
 
 #[inline(always)]
 fn running(shared: &Shared, node: &Node, name: Name, context: Option<&TaskContext>) -> Running {
-    let blocking = node.body().about().kind == Kind::Blocking;
+    let blocking = node.is_blocking();
     Running {
         id: node.id(),
         name,
@@ -200,7 +202,7 @@ pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &S
         return deadline;
     }
     let now = shared.clock.now();
-    slot.with(|running| running.since = Some(now));
+    slot.set_since(now);
     let mut limit = timeout(shared, node);
     // A retry ends when the task gives up; a last chance has its whole time.
     if node

@@ -128,7 +128,7 @@ impl BlockingLane {
     fn start(&self, shared: &Arc<Shared>) {
         let thread = BlockingThread {
             shared: shared.clone(),
-            slot: shared.slots.add(),
+            slot: shared.slots.add(shared.limit),
             ended: false,
         };
         let started = std::thread::Builder::new()
@@ -150,11 +150,7 @@ impl BlockingLane {
                 return Some(node);
             }
             state.idle += 1;
-            let (guard, wait) = self
-                .work
-                .wait_timeout(state, IDLE)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            state = guard;
+            let wait = self.work.wait_for(&mut state, IDLE);
             state.idle -= 1;
             if wait.timed_out() && state.len() == 0 {
                 state.live -= 1;

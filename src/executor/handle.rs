@@ -195,7 +195,7 @@ impl Executor {
     ) -> TaskHandle {
         self.shared.accept(&mut node, place);
         observe::submitted(&mut node);
-        let handle = TaskHandle::accepted(node.id(), self.shared.clone());
+        let handle = TaskHandle::accepted(node.sequence(), self.shared.clone());
         self.shared.enqueue_one(node, None);
         handle
     }

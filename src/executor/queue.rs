@@ -18,7 +18,7 @@
 //!    then (see [`Worker::seen`]): the last bytes of its response may be written by another task of the
 //!    same runtime, and a worker that was faster would delay them by its task.
 
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
 use crate::sync::Mutex;
 use crate::task::{Fifo, Link};
@@ -77,8 +77,11 @@ pub(crate) enum Wake {
 /// What a worker does next.
 #[derive(Debug)]
 pub(crate) enum Next<T> {
-    Run(T),
+    /// And whether it leaves others behind for a worker that is to be [told](Queue::poke) before.
+    Run(T, bool),
     YieldFirst,
+    /// It is parked.
+    Park,
     /// It was parked, and has been retired.
     End,
 }
@@ -135,21 +138,15 @@ impl<T: Link> Queue<T> {
         self.pick(&mut state)
     }
 
-    /// The next step of a worker; pending means that it is parked.
-    pub(crate) fn poll_next(&self, worker: &mut Worker, waker: &Waker) -> (Poll<Next<T>>, Wake) {
+    /// The next step of a worker.
+    #[inline]
+    pub(crate) fn next(&self, worker: &mut Worker, waker: &Waker) -> Next<T> {
         let mut state = self.state.lock();
         if state.searching == Some(worker.id) {
             state.searching = None;
             worker.parked = false;
         } else if worker.parked {
-            // Invariants 3 and 5.
-            return match state.idle.iter_mut().find(|p| p.worker == worker.id) {
-                Some(parked) => {
-                    parked.waker.clone_from(waker);
-                    (Poll::Pending, Wake::Nobody)
-                }
-                None => (Poll::Ready(Next::End), Wake::Nobody),
-            };
+            return state.still_parked(worker, waker);
         }
         let fair = worker.in_a_row < FAIR;
         let due = if fair && !state.due.is_empty() {
@@ -164,16 +161,18 @@ impl<T: Link> Queue<T> {
                 // Invariant 6.
                 worker.seen = state.pushed;
                 worker.in_a_row = 0;
-                return (Poll::Ready(Next::YieldFirst), Wake::Nobody);
+                return Next::YieldFirst;
             }
             None => {
                 state.taken += 1;
                 state.ready.pop()
             }
         };
-        worker.in_a_row += 1;
         match next {
-            Some(item) => (Poll::Ready(Next::Run(item)), self.pick(&mut state)),
+            Some(item) => {
+                worker.in_a_row += 1;
+                Next::Run(item, self.may_tell(&state))
+            }
             None => {
                 worker.parked = true;
                 worker.in_a_row = 0;
@@ -181,7 +180,7 @@ impl<T: Link> Queue<T> {
                     worker: worker.id,
                     waker: waker.clone(),
                 });
-                (Poll::Pending, Wake::Nobody)
+                Next::Park
             }
         }
     }
@@ -284,10 +283,19 @@ impl<T: Link> Queue<T> {
 
     #[inline]
     fn pick(&self, state: &mut State<T>) -> Wake {
-        if state.searching.is_some() || (state.ready.is_empty() && state.due.is_empty()) {
-            return Wake::Nobody;
+        if self.may_tell(state) {
+            self.pick_one(state)
+        } else {
+            Wake::Nobody
         }
-        self.pick_one(state)
+    }
+
+    /// Invariant 2: something is queued, nobody is being woken for it, and somebody can be.
+    #[inline]
+    fn may_tell(&self, state: &State<T>) -> bool {
+        state.searching.is_none()
+            && !(state.ready.is_empty() && state.due.is_empty())
+            && !(state.idle.is_empty() && state.live == self.max_workers)
     }
 
     #[cold]
@@ -295,9 +303,6 @@ impl<T: Link> Queue<T> {
         if let Some(parked) = state.idle.pop() {
             state.searching = Some(parked.worker);
             return Wake::Unpark(parked.waker);
-        }
-        if state.live == self.max_workers {
-            return Wake::Nobody;
         }
         let id = state.next_worker;
         state.next_worker += 1;
@@ -309,6 +314,20 @@ impl<T: Link> Queue<T> {
             seen: 0,
             in_a_row: 0,
         })
+    }
+}
+
+impl<T: Link> State<T> {
+    /// Invariants 3 and 5.
+    #[cold]
+    fn still_parked(&mut self, worker: &Worker, waker: &Waker) -> Next<T> {
+        match self.idle.iter_mut().find(|p| p.worker == worker.id) {
+            Some(parked) => {
+                parked.waker.clone_from(waker);
+                Next::Park
+            }
+            None => Next::End,
+        }
     }
 }
 
@@ -331,9 +350,9 @@ mod tests {
 
     /// The number of the item, or that others go first.
     fn next(queue: &Queue<Box<Item>>, worker: &mut Worker) -> Option<u32> {
-        match queue.poll_next(worker, Waker::noop()).0 {
-            Poll::Ready(Next::Run(item)) => Some(item.0),
-            Poll::Ready(Next::YieldFirst) => None,
+        match queue.next(worker, Waker::noop()) {
+            Next::Run(item, _) => Some(item.0),
+            Next::YieldFirst => None,
             other => panic!("{other:?}"),
         }
     }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Tick;
 use crate::sync::{Arc, AtomicU32, Mutex, Ordering};
-use crate::task::{Name, Sequence, TaskId};
+use crate::task::{Marks, Name, TaskId};
 
 /// All slots. A worker adds its own when it starts and takes it away when it ends.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub(crate) struct Slots(Mutex<Vec<Arc<Slot>>>);
 /// nothing. Both saved 70 of a ready task's 845 instructions.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
+    /// How long an attempt of a plain task may take.
+    limit: Duration,
     state: AtomicU32,
     record: Mutex<Record>,
     abort: Mutex<Option<AbortHandle>>,
@@ -38,20 +40,25 @@ const ABANDONED: u32 = 2;
 enum Record {
     #[default]
     Nothing,
-    Plain(Plain),
+    Plain(Plain, Option<Learnt>),
     Full(Running),
 }
 
 /// An attempt, the first, of a task of which nothing was said.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plain {
-    pub(super) sequence: Sequence,
+    /// With the number of the task, which who reads this looks for.
+    pub(super) marks: Marks,
     pub(super) function: fn() -> &'static str,
     pub(super) location: &'static Location<'static>,
-    pub(super) limit: Duration,
-    pub(super) since: Option<Tick>,
-    pub(super) first_seen: Option<Instant>,
-    pub(super) stuck: Option<Duration>,
+}
+
+/// What is learnt of an attempt of a plain task while it runs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Learnt {
+    since: Option<Tick>,
+    first_seen: Option<Instant>,
+    stuck: Option<Duration>,
 }
 
 /// An attempt under way.
@@ -79,8 +86,11 @@ pub(crate) struct Running {
 }
 
 impl Slots {
-    pub(crate) fn add(&self) -> Arc<Slot> {
-        let slot = Arc::new(Slot::default());
+    pub(crate) fn add(&self, limit: Duration) -> Arc<Slot> {
+        let slot = Arc::new(Slot {
+            limit,
+            ..Slot::default()
+        });
         self.0.lock().push(slot.clone());
         slot
     }
@@ -122,8 +132,11 @@ impl Slot {
     pub(super) fn begin_plain(&self, plain: Plain) {
         let mut record = self.record.lock();
         match &mut *record {
-            Record::Plain(last) => *last = plain,
-            other => *other = Record::Plain(plain),
+            Record::Plain(last, learnt) => {
+                *last = plain;
+                *learnt = None;
+            }
+            other => *other = Record::Plain(plain, None),
         }
         self.state.store(RUNNING, Ordering::Release);
     }
@@ -146,7 +159,7 @@ impl Slot {
         self.state
             .compare_exchange(RUNNING, ABANDONED, Ordering::AcqRel, Ordering::Acquire)
             .ok()?;
-        record.running(false)
+        record.running(self.limit, false)
     }
 
     pub(crate) fn with<R>(&self, see: impl FnOnce(&mut Running) -> R) -> Option<R> {
@@ -155,18 +168,30 @@ impl Slot {
         if state == IDLE {
             return None;
         }
-        let mut running = record.running(state == ABANDONED)?;
+        let mut running = record.running(self.limit, state == ABANDONED)?;
         let seen = see(&mut running);
         match &mut *record {
             Record::Nothing => {}
-            Record::Plain(plain) => {
-                plain.since = running.since;
-                plain.first_seen = running.first_seen;
-                plain.stuck = running.stuck;
+            Record::Plain(_, learnt) => {
+                *learnt = Some(Learnt {
+                    since: running.since,
+                    first_seen: running.first_seen,
+                    stuck: running.stuck,
+                });
             }
             Record::Full(full) => *full = running,
         }
         Some(seen)
+    }
+
+    /// The attempt has waited.
+    pub(super) fn set_since(&self, now: Tick) {
+        let since = Some(now);
+        match &mut *self.record.lock() {
+            Record::Nothing => {}
+            Record::Plain(_, learnt) => learnt.get_or_insert_default().since = since,
+            Record::Full(running) => running.since = since,
+        }
     }
 
     pub(crate) fn set_abort(&self, handle: AbortHandle) {
@@ -182,20 +207,20 @@ impl Slot {
 }
 
 impl Record {
-    fn running(&self, abandoned: bool) -> Option<Running> {
+    fn running(&self, limit: Duration, abandoned: bool) -> Option<Running> {
         match self {
             Record::Nothing => None,
-            Record::Plain(plain) => Some(Running {
-                id: plain.sequence.id(),
+            Record::Plain(plain, learnt) => Some(Running {
+                id: plain.marks.sequence()?.id(),
                 name: Name::Function(plain.function),
                 location: plain.location,
                 attempt: 1,
-                limit: plain.limit,
+                limit,
                 blocking: false,
                 token: None,
-                since: plain.since,
-                first_seen: plain.first_seen,
-                stuck: plain.stuck,
+                since: learnt.and_then(|learnt| learnt.since),
+                first_seen: learnt.and_then(|learnt| learnt.first_seen),
+                stuck: learnt.and_then(|learnt| learnt.stuck),
                 abandoned,
                 lent: false,
             }),

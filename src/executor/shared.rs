@@ -26,7 +26,7 @@ use crate::clock::{Clock, Tick};
 use crate::observe;
 use crate::retry::DiscardReason;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering};
-use crate::task::{Fifo, Kind, Node, Origin};
+use crate::task::{Fifo, Node, Origin};
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -174,7 +174,7 @@ impl Shared {
         }
         let mut blocking = false;
         tasks.for_each_mut(|node| {
-            blocking |= node.body().about().kind == Kind::Blocking;
+            blocking |= node.is_blocking();
             #[cfg(feature = "events")]
             node.tell_released();
             let header = node.header_mut();
@@ -194,25 +194,28 @@ impl Shared {
     }
 
     /// As [`enqueue`](Self::enqueue), for one.
+    #[inline]
     pub(crate) fn enqueue_one(self: &Arc<Self>, mut node: Node, origin: Option<Arc<Origin>>) {
+        if origin.is_some() {
+            node.header_mut().origin = origin;
+        }
+        self.enqueue_alone(node);
+    }
+
+    fn enqueue_alone(self: &Arc<Self>, mut node: Node) {
         #[cfg(feature = "events")]
         node.tell_released();
-        let header = node.header_mut();
-        header.queued_at = self.clock.now();
-        if origin.is_some() {
-            header.origin = origin;
-        }
+        node.header_mut().queued_at = self.clock.now();
         #[cfg(feature = "test-util")]
         let Some(node) = self.held.keep(node) else {
             return observe::changed(self);
         };
-        match node.body().about().kind {
-            Kind::Async | Kind::AsyncWithContext => {
-                let origin = node.header().origin.as_ref();
-                let others_first = origin.is_some_and(|origin| origin.others_first);
-                self.wake(self.queue.push_one(node, others_first));
-            }
-            Kind::Blocking => self.push_blocking(node),
+        if node.is_blocking() {
+            self.push_blocking(node);
+        } else {
+            let origin = node.header().origin.as_ref();
+            let others_first = origin.is_some_and(|origin| origin.others_first);
+            self.wake(self.queue.push_one(node, others_first));
         }
         observe::changed(self);
         self.cancel_if_abandoned();
@@ -232,9 +235,10 @@ impl Shared {
         }
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
-            match node.body().about().kind {
-                Kind::Async | Kind::AsyncWithContext => quick.push(node),
-                Kind::Blocking => self.blocking.push_due(self, node),
+            if node.is_blocking() {
+                self.blocking.push_due(self, node);
+            } else {
+                quick.push(node);
             }
         }
         if !quick.is_empty() {
@@ -248,9 +252,10 @@ impl Shared {
     fn sort(self: &Arc<Self>, mut tasks: Fifo<Node>) -> Fifo<Node> {
         let mut quick = Fifo::new();
         while let Some(node) = tasks.pop() {
-            match node.body().about().kind {
-                Kind::Async | Kind::AsyncWithContext => quick.push(node),
-                Kind::Blocking => self.push_blocking(node),
+            if node.is_blocking() {
+                self.push_blocking(node);
+            } else {
+                quick.push(node);
             }
         }
         quick
@@ -267,18 +272,27 @@ impl Shared {
     /// Does what the queue decided.
     #[inline]
     pub(super) fn wake(self: &Arc<Self>, wake: Wake) {
-        if !matches!(wake, Wake::Nobody) {
-            self.wake_one(wake);
+        if let Wake::Nobody = wake {
+            return;
         }
+        self.wake_one(wake);
     }
 
+    /// Out of line: of a burst it is one task that wakes.
     #[cold]
+    #[inline(never)]
     fn wake_one(self: &Arc<Self>, wake: Wake) {
         match wake {
             Wake::Nobody => {}
             Wake::Unpark(waker) => waker.wake(),
             Wake::Start(worker) => worker::start(self, worker),
         }
+    }
+
+    /// A worker leaves tasks behind.
+    #[cold]
+    pub(super) fn tell_another(self: &Arc<Self>) {
+        self.wake(self.queue.poke());
     }
 
     /// A task reached its end: its place is free.

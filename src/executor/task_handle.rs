@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{RejectReason, Shared, UnfinishedState};
 use crate::sync::Arc;
-use crate::task::TaskId;
+use crate::task::{Sequence, TaskId};
 
 /// What `run` and `submit` return: whether the task was accepted, and a way to take it back.
 ///
@@ -12,8 +12,14 @@ use crate::task::TaskId;
 pub struct TaskHandle(Result<Accepted, RejectReason>);
 
 struct Accepted {
-    id: TaskId,
+    sequence: Sequence,
     holder: Arc<dyn Cancel>,
+}
+
+impl Accepted {
+    fn id(&self) -> TaskId {
+        self.sequence.id()
+    }
 }
 
 /// Whoever holds tasks that have not started.
@@ -22,8 +28,8 @@ pub(crate) trait Cancel: Send + Sync {
 }
 
 impl TaskHandle {
-    pub(crate) fn accepted(id: TaskId, holder: Arc<dyn Cancel>) -> Self {
-        Self(Ok(Accepted { id, holder }))
+    pub(crate) fn accepted(sequence: Sequence, holder: Arc<dyn Cancel>) -> Self {
+        Self(Ok(Accepted { sequence, holder }))
     }
 
     pub(crate) fn rejected(reason: RejectReason) -> Self {
@@ -42,7 +48,7 @@ impl TaskHandle {
 
     /// The task's identity, where it was accepted.
     pub fn id(&self) -> Option<TaskId> {
-        self.0.as_ref().ok().map(|accepted| accepted.id)
+        self.0.as_ref().ok().map(Accepted::id)
     }
 
     /// Takes the task back: a task of a request until the release, one that was submitted until a
@@ -67,7 +73,7 @@ impl TaskHandle {
     pub fn cancel(&self) -> bool {
         self.0
             .as_ref()
-            .is_ok_and(|accepted| accepted.holder.cancel(accepted.id))
+            .is_ok_and(|accepted| accepted.holder.cancel(accepted.id()))
     }
 }
 
@@ -84,7 +90,7 @@ impl Cancel for Shared {
 impl fmt::Debug for TaskHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Ok(accepted) => f.debug_tuple("TaskHandle").field(&accepted.id).finish(),
+            Ok(accepted) => f.debug_tuple("TaskHandle").field(&accepted.id()).finish(),
             Err(reason) => f.debug_tuple("TaskHandle").field(reason).finish(),
         }
     }

@@ -84,6 +84,11 @@ impl RunningTimer {
                 self.ended = true;
                 return;
             };
+            if next <= now {
+                // There is more. Its timer would be ready at once, and what runs the tasks wait.
+                tokio::task::yield_now().await;
+                continue;
+            }
             tokio::select! {
                 () = tokio::time::sleep_until(shared.clock.instant(next)) => {}
                 () = shared.waiting.earlier.notified() => {}

@@ -26,7 +26,49 @@ pub(super) struct Wheel<T> {
 struct Level<T> {
     /// A bit for each slot that is not empty.
     occupied: u64,
-    slots: [Vec<(Tick, T)>; SLOTS],
+    slots: [Slot<T>; SLOTS],
+}
+
+/// What lies in one slot, in the order in which it came: in pieces, so that a long one is not copied when it
+/// grows, under the lock of all (and 36 of 1,986 instructions of a task that fails).
+#[derive(Debug)]
+pub(super) struct Slot<T>(Vec<Vec<(Tick, T)>>);
+
+/// 4 KiB of waiting tasks.
+const PIECE: usize = 64;
+
+impl<T> Slot<T> {
+    const EMPTY: Self = Self(Vec::new());
+
+    #[inline]
+    fn push(&mut self, at: Tick, thing: T) {
+        match self.0.last_mut() {
+            Some(piece) if piece.len() < PIECE => piece.push((at, thing)),
+            _ => self.push_piece(at, thing),
+        }
+    }
+
+    /// Only the first one of a slot may stay small.
+    #[cold]
+    fn push_piece(&mut self, at: Tick, thing: T) {
+        let room = if self.0.is_empty() { 1 } else { PIECE };
+        let mut piece = Vec::with_capacity(room);
+        piece.push((at, thing));
+        self.0.push(piece);
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().map(Vec::len).sum()
+    }
+}
+
+impl<T> IntoIterator for Slot<T> {
+    type Item = (Tick, T);
+    type IntoIter = std::iter::Flatten<std::vec::IntoIter<Vec<(Tick, T)>>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter().flatten()
+    }
 }
 
 /// The first slot that is not empty.
@@ -68,13 +110,13 @@ impl<T> Wheel<T> {
         while self.levels.len() <= level {
             self.levels.push(Level {
                 occupied: 0,
-                slots: [const { Vec::new() }; SLOTS],
+                slots: [const { Slot::EMPTY }; SLOTS],
             });
         }
         let slot = (millis >> (digits * BITS)) as usize % SLOTS;
         let level = &mut self.levels[level];
         level.occupied |= 1 << slot;
-        level.slots[slot].push((at, thing));
+        level.slots[slot].push(at, thing);
     }
 
     fn first(&self) -> Option<First> {
@@ -95,7 +137,7 @@ impl<T> Wheel<T> {
     }
 
     /// The things of the earliest millisecond, in the order in which they came, if that is not after `now`.
-    pub(super) fn take(&mut self, now: Tick) -> Option<Vec<(Tick, T)>> {
+    pub(super) fn take(&mut self, now: Tick) -> Option<Slot<T>> {
         let now = now.millis();
         loop {
             let Some(first) = self.first().filter(|first| first.start <= now) else {
@@ -106,7 +148,7 @@ impl<T> Wheel<T> {
             self.now = first.start;
             let level = &mut self.levels[first.level];
             level.occupied &= !(1 << first.slot);
-            let things = std::mem::take(&mut level.slots[first.slot]);
+            let things = std::mem::replace(&mut level.slots[first.slot], Slot::EMPTY);
             if first.level == 0 {
                 self.len -= things.len();
                 return Some(things);
@@ -121,8 +163,8 @@ impl<T> Wheel<T> {
     pub(super) fn empty(&mut self, mut take: impl FnMut(Tick, T)) {
         self.len = 0;
         for level in std::mem::take(&mut self.levels) {
-            for slot in level.slots {
-                for (at, thing) in slot {
+            for piece in level.slots.into_iter().flat_map(|slot| slot.0) {
+                for (at, thing) in piece {
                     take(at, thing);
                 }
             }
@@ -131,7 +173,9 @@ impl<T> Wheel<T> {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         let slots = self.levels.iter().flat_map(|level| &level.slots);
-        slots.flatten().map(|(_, thing)| thing)
+        slots
+            .flat_map(|slot| slot.0.iter().flatten())
+            .map(|(_, thing)| thing)
     }
 }
 
@@ -143,7 +187,7 @@ mod tests {
     fn due(wheel: &mut Wheel<u64>, now: u64) -> Vec<(u64, u64)> {
         let mut all = Vec::new();
         while let Some(things) = wheel.take(Tick::from_millis(now)) {
-            assert!(!things.is_empty());
+            assert!(things.len() > 0);
             all.extend(things.into_iter().map(|(at, thing)| (at.millis(), thing)));
         }
         all

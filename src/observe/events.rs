@@ -31,6 +31,9 @@ pub(crate) fn registered(node: &Node) {
 
 /// A task was submitted without a request.
 pub(crate) fn submitted(node: &mut Node) {
+    if LevelFilter::current() == LevelFilter::OFF {
+        return;
+    }
     if let Some(span) = current_span() {
         node.settings_mut().follows = Some(span);
     }

@@ -19,6 +19,36 @@ pub struct TaskId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Sequence(NonZeroU64);
 
+/// The first two things that are asked of a queued task, in one word: its [`Sequence`], once it has one,
+/// and whether it blocks its thread. To ask the body for the latter took 10 of 620 instructions of a task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Marks(u64);
+
+impl Marks {
+    /// No process counts so far.
+    const BLOCKING: u64 = 1 << 63;
+
+    pub(super) fn new(blocking: bool) -> Self {
+        Self(if blocking { Self::BLOCKING } else { 0 })
+    }
+
+    pub(super) fn is_blocking(self) -> bool {
+        self.0 & Self::BLOCKING != 0
+    }
+
+    pub(crate) fn sequence(self) -> Option<Sequence> {
+        NonZeroU64::new(self.0 & !Self::BLOCKING).map(Sequence)
+    }
+
+    pub(super) fn number(&mut self, sequence: Sequence) {
+        self.0 |= sequence.0.get();
+    }
+
+    pub(super) fn forget_number(&mut self) {
+        self.0 &= Self::BLOCKING;
+    }
+}
+
 impl Sequence {
     pub(crate) fn next() -> Self {
         static NEXT: StaticU64 = StaticU64::new(1);

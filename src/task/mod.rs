@@ -21,8 +21,8 @@ pub(crate) use body::{Body, Kind};
 pub use condition::When;
 pub use context::TaskContext;
 pub(crate) use context::{Attempt, Follows, Origin};
-pub(crate) use id::Sequence;
 pub use id::TaskId;
+pub(crate) use id::{Marks, Sequence};
 #[cfg(feature = "events")]
 pub(crate) use keeper::Keeper;
 pub(crate) use keeper::{Kept, Lent};

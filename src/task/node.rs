@@ -6,9 +6,9 @@ use std::pin::Pin;
 
 use pin_project::pin_project;
 
-use super::id::Sequence;
+use super::id::{Marks, Sequence};
 use super::spent::{self, Shelf};
-use super::{AttemptRecord, Body, Lent, Link, Name, Origin, Reuse, Settings, TaskId, When};
+use super::{AttemptRecord, Body, Kind, Lent, Link, Name, Origin, Reuse, Settings, TaskId, When};
 use crate::clock::Tick;
 use crate::error::panic_text;
 use crate::response::ResponseInfo;
@@ -19,7 +19,7 @@ pub(crate) struct Header {
     next: Option<Node>,
     /// Known from the release on.
     pub(crate) origin: Option<Arc<Origin>>,
-    pub(crate) sequence: Option<Sequence>,
+    marks: Marks,
     pub(crate) location: &'static Location<'static>,
     pub(crate) queued_at: Tick,
     /// What few tasks have: anything that is not the default, and the record of failed attempts.
@@ -41,7 +41,7 @@ impl Node {
         let header = Header {
             next: None,
             origin: None,
-            sequence: None,
+            marks: Marks::new(body.about().kind == Kind::Blocking),
             location,
             queued_at: Tick::ZERO,
             settings: None,
@@ -102,18 +102,33 @@ impl Node {
 
     #[inline]
     pub(crate) fn sequence(&self) -> Sequence {
-        match self.header().sequence {
+        match self.header().marks.sequence() {
             Some(sequence) => sequence,
             None => unreachable!("an accepted task has an id"),
         }
     }
 
     /// Gives the task its identity, once: a replayed one keeps it.
-    pub(crate) fn identify(&mut self) -> TaskId {
-        self.header_mut()
-            .sequence
-            .get_or_insert_with(Sequence::next)
-            .id()
+    pub(crate) fn identify(&mut self) -> Sequence {
+        let marks = &mut self.header_mut().marks;
+        match marks.sequence() {
+            Some(sequence) => sequence,
+            None => {
+                let sequence = Sequence::next();
+                marks.number(sequence);
+                sequence
+            }
+        }
+    }
+
+    pub(crate) fn marks(&self) -> Marks {
+        self.header().marks
+    }
+
+    /// It goes to the blocking lane.
+    #[inline]
+    pub(crate) fn is_blocking(&self) -> bool {
+        self.header().marks.is_blocking()
     }
 
     pub(crate) fn name(&self) -> Name {
@@ -213,8 +228,7 @@ impl Node {
             header.settings = None;
         }
         header.origin = None;
-        header.sequence = None;
-        header.queued_at = Tick::ZERO;
+        header.marks.forget_number();
         Some(shelf)
     }
 }

@@ -7,7 +7,7 @@ use crate::executor::{Executor, Shared};
 use crate::observe::Happening;
 use crate::response::ResponseInfo;
 use crate::sync::{Arc, Mutex, Weak};
-use crate::task::{Kind, Node, TaskId, When};
+use crate::task::{Node, TaskId, When};
 
 /// Who listens to an executor.
 #[derive(Debug, Default)]
@@ -139,7 +139,7 @@ fn record(node: &Node, id: Option<TaskId>, state: TaskState) -> TaskRecord {
         location: node.header().location,
         when,
         timeout: node.settings().and_then(|settings| settings.timeout),
-        blocking: node.body().about().kind == Kind::Blocking,
+        blocking: node.is_blocking(),
         state,
         attempts: 0,
         error: None,

@@ -1,7 +1,7 @@
 //! The frame of the models of the [`queue`](crate::executor::queue): workers that are threads and do
 //! what `worker.rs` does, with wakers that ring a bell.
 
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
 use crate::executor::queue::{Next, Queue, Wake, Worker};
 use crate::sync::model::{Bell, Item, JoinHandle, item, spawn};
@@ -131,10 +131,11 @@ impl Crew {
         }
         let mut spurious = habit == Habit::ExpireAfterSpuriousPoll;
         loop {
-            let (next, wake) = self.queue.poll_next(&mut me, &waker);
-            self.act(wake);
-            match next {
-                Poll::Ready(Next::Run(item)) => {
+            match self.queue.next(&mut me, &waker) {
+                Next::Run(item, others) => {
+                    if others {
+                        self.act(self.queue.poke());
+                    }
                     if item.number < AT_ONCE {
                         let yielded = begun_at_yield & (1 << item.number) != 0;
                         assert!(yielded, "item {} starts before a yield", item.number);
@@ -152,15 +153,15 @@ impl Crew {
                         return self.leave(&me);
                     }
                 }
-                Poll::Ready(Next::YieldFirst) => {
+                Next::YieldFirst => {
                     if habit == Habit::LeaveAtYield {
                         return self.leave(&me);
                     }
                     begun_at_yield = self.begun.load(Ordering::Relaxed);
                 }
-                Poll::Ready(Next::End) => return,
-                Poll::Pending if std::mem::take(&mut spurious) => {}
-                Poll::Pending => match habit {
+                Next::End => return,
+                Next::Park if std::mem::take(&mut spurious) => {}
+                Next::Park => match habit {
                     Habit::Stay if self.is_over() => return,
                     Habit::Stay => bell.wait(),
                     Habit::LeaveParked => return self.leave(&me),
@@ -224,9 +225,9 @@ impl Crew {
             };
             // It takes the task, so that the next push finds it at work.
             let noop = Waker::noop();
-            let _ = self.queue.poll_next(&mut worker, noop);
-            let (next, _) = self.queue.poll_next(&mut worker, noop);
-            assert!(matches!(next, Poll::Ready(Next::Run(_))));
+            let _ = self.queue.next(&mut worker, noop);
+            let next = self.queue.next(&mut worker, noop);
+            assert!(matches!(next, Next::Run(..)));
         }
         let wake = self.queue.push(one(9), true);
         assert!(matches!(wake, Wake::Nobody), "one too many: {wake:?}");

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use tower_defer_measure::{Spread, Target};
+use tower_defer_measure::{Spread, Target, has, unmeasured};
 
 use crate::{allocations_of, in_runtime, tasks};
 
@@ -122,16 +122,16 @@ const TARGETS: &[Ratio] = &[
 const LIMITS: &str = include_str!("../../../gate.limits");
 
 pub fn print(lines: bool) -> ExitCode {
+    if !has("valgrind", "--version") {
+        return unmeasured("there is no `valgrind` (Debian: valgrind, libc6-dbg)");
+    }
     let counts = match measure() {
         Ok(counts) => counts,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return unmeasured(&error),
     };
     println!("instructions each, and allocations\n");
     for name in VARIANTS {
-        let allocations = allocations_of(name, SHORT);
+        let allocations = hundredths(allocations_of(name, SHORT));
         println!("{name:<28} {:>8.0} {allocations:>8.2}", counts[name]);
     }
     println!(
@@ -174,6 +174,11 @@ fn row(target: &Ratio, reference: f64, ours: f64, grown: &mut Vec<String>) {
     if limit.is_some_and(|limit| ratio > limit * MARGIN) {
         grown.push(format!("{number}, {what}: {ratio:.3}"));
     }
+}
+
+/// As they are printed; none is a negative nothing.
+fn hundredths(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0 + 0.0
 }
 
 /// They repeat to one instruction, but another compiler moves them across what is near.
@@ -296,6 +301,7 @@ fn by_allocations(lines: bool, grown: &mut Vec<String>) {
         ("2", "allocations for each task", per_task, 1.0),
         ("8", "bytes of ours per queued task", ours as f64, 64.0),
     ] {
+        let figure = hundredths(figure);
         // A worker's start may fall into the count; a hundredth is no allocation per task.
         let ratio = figure / wanted - 0.01;
         let said = verdict(ratio, Some(1.0));

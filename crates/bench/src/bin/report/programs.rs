@@ -68,7 +68,7 @@ pub(crate) const ALL: &[Program] = &[
         markdown: false,
     },
     Program {
-        title: "Deliveries",
+        title: "Deliveries of events",
         command: "cargo bench --bench events --features sqlite --",
         lengths: true,
         targets: &[],
@@ -95,12 +95,34 @@ pub(crate) struct Said {
 }
 
 impl Program {
+    /// So that nothing is compiled while something is measured, or shortly before. What cannot be built
+    /// is found again when it is run, and said there.
+    pub(crate) fn build(&self, length: Length) {
+        let words = self.words(length);
+        let mut words: Vec<&str> = words.into_iter().take_while(|word| *word != "--").collect();
+        match words[1] {
+            "run" => words[1] = "build",
+            _ => words.push("--no-run"),
+        }
+        eprintln!("=== {}", words.join(" "));
+        let _ = Command::new(words[0])
+            .args(&words[1..])
+            .current_dir(top())
+            .status();
+    }
+
+    fn words(&self, length: Length) -> Vec<&'static str> {
+        let words: Vec<&str> = self.command.split(' ').collect();
+        if length == Length::Check {
+            unoptimised(&words)
+        } else {
+            words
+        }
+    }
+
     /// Ends by itself: each program gives up after twenty minutes.
     pub(crate) fn run(&'static self, length: Length) -> Said {
-        let mut words: Vec<&str> = self.command.split(' ').collect();
-        if length == Length::Check {
-            words = unoptimised(&words);
-        }
+        let mut words = self.words(length);
         if self.lengths {
             words.extend(length.word().split_whitespace());
         }
@@ -153,7 +175,7 @@ impl Program {
 }
 
 /// Whether a program works can be seen in the build that the tests use, which is there already.
-fn unoptimised<'a>(words: &[&'a str]) -> Vec<&'a str> {
+fn unoptimised(words: &[&'static str]) -> Vec<&'static str> {
     let mut words = words.iter().copied();
     let mut other = Vec::new();
     while let Some(word) = words.next() {

@@ -43,7 +43,9 @@ pub(crate) fn report(arguments: &Arguments) {
     };
     let length = Duration::from_millis(millis);
     println!(
-        "{}. The server has one thread on the first core, the load (oha, {CLIENTS} connections) the second.",
+        "{}. The server has one thread on the first core, the load (oha, {CLIENTS} connections) the second. \
+         Missing is a side effect that has neither ended nor been refused when the server is quiet: a handler \
+         that awaits it loses it with a client that leaves at the end.",
         machine()
     );
     let mut spawned = None;
