@@ -78,18 +78,24 @@ pub(super) fn append<'a>(
 }
 
 /// Records what a power cut has taken from SQLite's log, as it was. Where somebody's `append_in` has
-/// given a number away since, the event gets another one; where its key is known, it is there already.
+/// given a number away since, the event gets another one, that no other of them had; where its key is
+/// known, it is there already.
 pub(super) fn append_again(
     conn: &Connection,
     tally: &mut Tally,
     lost: &[Logged],
 ) -> Result<(), Fault> {
-    let mut last = last(conn)?;
+    let taken = last(conn)?;
+    let mut last = lost.iter().map(|it| it.id).fold(taken, i64::max);
     let mut rows = Rows::default();
     for logged in lost {
         if rows.find(conn, &logged.event)?.is_none() {
-            last = logged.id.max(last + 1);
-            rows.add(last, &logged.event, logged.recorded_ms, true);
+            let mut id = logged.id;
+            if id <= taken {
+                last += 1;
+                id = last;
+            }
+            rows.add(id, &logged.event, logged.recorded_ms, true);
         }
     }
     rows.write(conn, tally)

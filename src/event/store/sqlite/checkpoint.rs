@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use tokio::sync::mpsc;
 
 use super::connection;
-use super::fault::Fault;
+use super::fault::{self, Fault};
 use super::worker::Message;
 use crate::sync::{Arc, AtomicBool, Ordering};
 
@@ -42,13 +42,14 @@ impl Checkpoints {
         }
     }
 
-    /// After a commit, when its requests are answered.
-    pub(super) fn after_commit(&mut self, conn: Option<&Connection>) {
+    /// After a commit, when its requests are answered. Whether a sync failed.
+    #[must_use]
+    pub(super) fn after_commit(&mut self, conn: Option<&Connection>) -> bool {
         let pages = connection::log_pages();
         if pages < PAGES {
             self.asked = false;
             self.tried = 0;
-            return;
+            return false;
         }
         // Acquire, with the release below: what the reader has moved is moved.
         let under_way = self.under_way.load(Ordering::Acquire);
@@ -60,10 +61,9 @@ impl Checkpoints {
             self.asked = true;
         } else if (!under_way && self.tried == 0) || pages >= self.tried.max(PAGES) + TOO_MANY {
             self.tried = pages;
-            if let Some(conn) = conn {
-                run(conn);
-            }
+            return conn.is_some_and(run);
         }
+        false
     }
 }
 
@@ -87,12 +87,15 @@ pub(super) fn empty(conn: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Moves what it can of the log. If it fails, the log stays, and the next one moves it.
-pub(super) fn run(conn: &Connection) {
-    if let Err(error) = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+/// Moves what it can of the log. If it fails, the log stays, and the next one moves it. Whether a sync
+/// failed.
+pub(super) fn run(conn: &Connection) -> bool {
+    let result = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+    result.is_err_and(|error| {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "a checkpoint failed"
         );
-    }
+        fault::is_failed_sync(&error)
+    })
 }

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::checkpoint;
 use super::connection::{self, Access, LOCK_STEP_MS};
-use super::fault::Fault;
+use super::fault::{self, Fault};
 use super::flow;
 use super::redo::Redo;
 use super::row::Key;
@@ -207,6 +207,8 @@ impl Desk {
         if self.conn.is_none() {
             self.conn = Some(connection::open(&self.path, self.access)?);
             self.syncs = true;
+            // What a sync has met is told to the files that were open then, and these are closed.
+            self.is_suspect = true;
         }
         if matches!(self.access, Access::Write) {
             self.set_syncs(syncs)?;
@@ -234,14 +236,17 @@ impl Desk {
 
     fn commit(&mut self, syncs: bool) -> Result<(), Fault> {
         let logs = self.logs;
-        let logged = self.redo.as_ref().filter(|_| logs).and_then(Redo::number);
+        let logged = self.redo.as_ref().and_then(|redo| match (logs, syncs) {
+            (true, _) => redo.number(),
+            (false, true) => redo.void(),
+            (false, false) => None,
+        });
         self.tally.write(self.conn(), logged)?;
         if let Some(redo) = self.redo.as_mut().filter(|_| logs) {
             redo.sync()?;
         }
         self.control("COMMIT").inspect_err(|error| {
-            let code = error.sqlite_error().map(|error| error.extended_code);
-            self.is_suspect |= code == Some(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+            self.is_suspect |= fault::is_failed_sync(error);
         })?;
         if let Some(redo) = &mut self.redo {
             if logs {
@@ -252,6 +257,11 @@ impl Desk {
             }
         }
         Ok(())
+    }
+
+    /// A sync of SQLite's log has failed, outside a transaction (invariant 3).
+    pub(super) fn suspect(&mut self) {
+        self.is_suspect = true;
     }
 
     fn set_syncs(&mut self, syncs: bool) -> Result<(), Fault> {

@@ -69,6 +69,11 @@ impl Fault {
     }
 }
 
+/// A sync failed: what it should have made durable may be lost, whatever a later one says.
+pub(super) fn is_failed_sync(error: &Error) -> bool {
+    error.sqlite_error().map(|error| error.extended_code) == Some(rusqlite::ffi::SQLITE_IOERR_FSYNC)
+}
+
 fn classify(error: Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::full(error),

@@ -26,6 +26,7 @@ pub(super) struct Lock {
 impl Lock {
     /// Takes the lock for the database at `path`, or says who has it.
     pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+        let path = &real(path);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -83,6 +84,11 @@ fn sign(file: &mut File) -> std::io::Result<()> {
 fn field(text: &str, name: &str) -> Option<i64> {
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+/// What a link names: SQLite's own files lie beside that one, and so must ours.
+pub(super) fn real(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// `events.db` → `events.db-lock`, in the manner of SQLite's own `-wal`.

@@ -63,8 +63,8 @@ use super::record::{AttemptToken, Claimed, NewEvent, Receipt, Settled};
 ///
 /// Beside the file it keeps, while it is open, SQLite's own two (`-wal`, `-shm`), a log of a MiB of what it has
 /// recorded last (`-log`), and one that it holds an OS lock on (`-lock`). After a crash they belong to the
-/// database: whoever moves it moves them, and whoever copies it asks SQLite for a backup. Two threads serve
-/// it: one writes, one reads. When it is dropped they finish what was accepted and end; use
+/// database: whoever moves it moves them, whoever copies it asks SQLite for a backup, and whoever puts a backup
+/// in its place removes them. Two threads serve it: one writes, one reads. When it is dropped they finish what was accepted and end; use
 /// [`close`](Store::close) to know when.
 ///
 /// # Examples
@@ -106,6 +106,10 @@ impl Sqlite {
     /// [`Start::Claimed`](super::Start::Claimed) counts as due at once here, since nobody can hold
     /// a claim on what may yet be rolled back. Durability is that of the user's connection
     /// (`PRAGMA synchronous`).
+    ///
+    /// After a power cut, let the store be opened before: what it then makes good has lost its numbers and
+    /// keys until then. An event whose number was given away meanwhile gets another one, and one whose key was
+    /// is taken for recorded.
     ///
     /// # Errors
     ///

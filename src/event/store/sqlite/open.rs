@@ -74,6 +74,10 @@ impl SqliteOptions {
             ))
         };
         let mut writing = desk(Access::Write)?;
+        // The last process may have died of a sync that failed: what is left of SQLite's log is made durable
+        // by moving it, before what the redo log has of it is void. Where a reader or a full disk is in the
+        // way, it is as durable as SQLite has made it.
+        let _ = writing.idle_conn().map(checkpoint::empty);
         let epoch = writing.transact(0, self.patience_ms, Durable::Yes, |desk| {
             schema::migrate(desk.conn())?;
             let epoch = make_good(desk, &self.path)?;

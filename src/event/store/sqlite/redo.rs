@@ -22,8 +22,14 @@
 //! 3. No record is written over before SQLite has synced its log with the record's transaction in it.
 //! 4. A sync that failed is never taken back by a later one that succeeds (the kernel may have dropped what
 //!    it could not write): after it the log is not used until SQLite has synced its own, and then begins anew.
-//! 5. Records of another epoch are none: a log beside a file that was replaced changes nothing, nor does what
-//!    is left of the last process's, once it has been made good.
+//! 5. Records of another epoch are none, and none that do not follow what the file knows: a log beside a file
+//!    that was replaced changes nothing, nor does what is left of the last process's, once it has been made
+//!    good. What cannot be told from a power cut is a copy from the days of the last process, so young that
+//!    the log has not begun anew since: it is given what came after it.
+//! 6. A record that was synced, but not committed, gives its number to the next transaction that SQLite syncs.
+//!
+//! It is assumed, as SQLite does by default, that a write that is torn spoils no byte it does not change: the
+//! block where a record ends is written again with the next one.
 
 mod record;
 
@@ -62,12 +68,19 @@ pub(super) struct Redo {
 impl Redo {
     /// The log of the database at `path`, empty: records of other epochs are void. Durable itself.
     pub(super) fn create(path: &Path, epoch: i64) -> io::Result<Self> {
+        let readers = std::fs::metadata(path)?.permissions();
         let path = file_of(path);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+            options.mode(readers.mode());
+        }
+        let mut file = options.open(&path)?;
+        // What may not be read in the database may not be read here. It cannot be set by another than the
+        // owner, who has.
+        let _ = file.set_permissions(readers);
         if file.metadata()?.len() != SIZE {
             if let Err(error) = allocate(&mut file) {
                 // It must not keep what little room there is.
@@ -130,16 +143,24 @@ impl Redo {
     }
 
     /// The record's transaction was rolled back. At a crash it might be taken for a lost one, so it is made
-    /// void; if that fails, it may be, as the contract says of a batch whose recording failed.
+    /// void; if that fails, it may be until a transaction has written down that it is [`void`](Self::void),
+    /// as the contract says of a batch whose recording failed.
     pub(super) fn rolled_back(&mut self) {
         if self.is_broken {
-            let _ = self.file.seek(SeekFrom::Start(self.at));
-            let _ = self.file.write_all(&[0; HEADER]);
+            let place = self.file.seek(SeekFrom::Start(self.at));
+            let voided = place.and_then(|_| self.file.write_all(&[0; HEADER]));
+            let _ = voided.and_then(|()| self.file.sync_data());
         }
+    }
+
+    /// The number that the next transaction synced by SQLite takes away from a record that has none.
+    pub(super) fn void(&self) -> Option<i64> {
+        self.is_broken.then_some(self.last + 1)
     }
 
     /// SQLite has synced its log: nothing here is needed any more.
     pub(super) fn restart(&mut self) {
+        self.last = self.void().unwrap_or(self.last);
         self.at = 0;
         self.is_broken = false;
     }
@@ -162,10 +183,9 @@ pub(super) fn read(path: &Path, epoch: i64, known: i64) -> io::Result<Vec<Logged
     Ok(record::parse(&bytes, epoch, known))
 }
 
-/// `events.db` → `events.db-log`; where that is a link, beside what it names, as SQLite does it.
+/// `events.db` → `events.db-log`.
 fn file_of(path: &Path) -> PathBuf {
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    super::lock::side_file(&path, "-log")
+    super::lock::side_file(&super::lock::real(path), "-log")
 }
 
 /// Writes every block of the file: allocated alone, each first write would have to be journalled.
@@ -189,4 +209,36 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also if the power goes before the record is overwritten, wherever it is then.
+    #[test]
+    fn a_record_without_a_transaction_gives_its_number_away() {
+        let directory = std::env::temp_dir().join(format!("defer-redo-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("events.db");
+        File::create(&path).unwrap();
+        let mut redo = Redo::create(&path, 7).unwrap();
+        let event = NewEvent::new("refused", "{}");
+        redo.begin();
+        redo.add(1, &event, 1);
+        redo.sync().unwrap();
+        assert!(!redo.fits(size(&event)));
+        assert_eq!(read(&path, 7, 0).unwrap().len(), 1);
+
+        let void = redo.void().unwrap();
+        redo.restart();
+        assert_eq!(read(&path, 7, void).unwrap(), []);
+        redo.begin();
+        redo.add(2, &event, 2);
+        redo.sync().unwrap();
+        redo.committed();
+        assert_eq!(redo.void(), None);
+        assert_eq!(read(&path, 7, void).unwrap()[0].id, 2);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }

@@ -239,11 +239,15 @@ impl Worker {
                 self.desk.rest();
             }
             let conn = self.desk.idle_conn();
+            let mut is_suspect = false;
             if let (Some(conn), Some(_)) = (conn, &done) {
-                checkpoint::run(conn);
+                is_suspect |= checkpoint::run(conn);
             }
             if let Some(checkpoints) = &mut self.checkpoints {
-                checkpoints.after_commit(conn);
+                is_suspect |= checkpoints.after_commit(conn);
+            }
+            if is_suspect {
+                self.desk.suspect();
             }
         }
         let result = self

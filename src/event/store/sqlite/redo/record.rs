@@ -55,12 +55,17 @@ pub(in super::super) fn size(event: &NewEvent) -> usize {
         + deliveries.map(|it| text(&it.subscriber) + 9).sum::<usize>()
 }
 
-/// Until the first record that is none, or does not follow the one before it.
+/// Until the first record that is none, or does not follow the one before it. What does not begin with
+/// what is known, or what follows it, is the log of a file that has gone on: an older one lies in its place.
 pub(super) fn parse(bytes: &[u8], epoch: i64, known: i64) -> Vec<Logged> {
     let mut lost = Vec::new();
     let (mut rest, mut before) = (bytes, None);
     while let Some((number, body, after)) = open(rest, epoch) {
-        if before.is_some_and(|before| number != before + 1) {
+        let follows = match before {
+            Some(before) => number == before + 1,
+            None => number <= known.saturating_add(1),
+        };
+        if !follows {
             break;
         }
         let mut body = Reader(body);
@@ -245,6 +250,13 @@ mod tests {
     #[test]
     fn an_old_record_behind_a_new_one_is_none() {
         let (bytes, _) = log(31, &[5, 2, 3]);
-        assert_eq!(ids(&parse(&bytes, 31, 0)), [5]);
+        assert_eq!(ids(&parse(&bytes, 31, 4)), [5]);
+    }
+
+    #[test]
+    fn a_log_that_begins_later_than_the_file_ends_is_none_of_its_own() {
+        let (bytes, _) = log(41, &[5, 6]);
+        assert_eq!(ids(&parse(&bytes, 41, 4)), [5, 6]);
+        assert_eq!(parse(&bytes, 41, 3), []);
     }
 }
