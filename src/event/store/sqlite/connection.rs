@@ -52,6 +52,10 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
     // Closing is part of recovering from an error: it must not start to write. An orderly close
     // makes its checkpoint itself.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    if access != Access::Read {
+        // On macOS a plain sync leaves it to the disk when to write; elsewhere this is without effect.
+        conn.pragma_update(None, "fullfsync", true)?;
+    }
     match access {
         Access::Write => {
             conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
