@@ -211,15 +211,18 @@ async fn a_response_waits_for_the_sync() {
     let fail = |fault: &str| std::fs::write(&switch, fault).unwrap();
     store.append(vec![event("a", "mail", 1)], 1).await.unwrap();
 
-    fail("d");
+    fail("f");
     let error = store.append(vec![event("b", "mail", 2)], 2).await;
     assert!(error.as_ref().is_err_and(StoreError::is_io), "{error:?}");
     assert!(store.health().trouble.is_some());
     let claimed = store.claim(10, 5).await.unwrap();
     assert_eq!(claimed.len(), 1, "{claimed:?}");
 
-    // After that SQLite syncs what is recorded, by another call; and it really does.
-    store.append(vec![event("c", "mail", 3)], 3).await.unwrap();
+    // After that SQLite syncs what is recorded; and it really does.
+    fail("-");
+    for name in ["c", "g"] {
+        store.append(vec![event(name, "mail", 3)], 3).await.unwrap();
+    }
     assert!(store.health().trouble.is_none());
     let log = || {
         let log = path.with_file_name("events.db-wal").metadata();
@@ -259,7 +262,33 @@ async fn a_response_waits_for_the_sync() {
     assert_eq!(ask().await, 200);
     let mut operator = SqliteOperator::open(&path).unwrap();
     let all = operator.counts().unwrap().events;
-    assert_eq!(all, 5, "what was refused is not there");
+    assert_eq!(all, 6, "what was refused is not there");
+}
+
+/// The redo log is to save time: SQLite syncs what it cannot.
+#[tokio::test]
+async fn where_only_the_redo_log_cannot_be_synced_nothing_is_refused() {
+    let test = "where_only_the_redo_log_cannot_be_synced_nothing_is_refused";
+    let Some((path, switch)) = child(test) else {
+        return;
+    };
+    let store = Sqlite::open(&path).unwrap();
+    let names = ["a", "b", "c", "d"];
+    for (at, name) in (1..).zip(names) {
+        store
+            .append(vec![event(name, "mail", at)], at)
+            .await
+            .unwrap();
+        assert!(store.health().trouble.is_none());
+        std::fs::write(&switch, "d").unwrap();
+    }
+    let claimed = store.claim(10, 5).await.unwrap();
+    assert_eq!(claimed.len(), names.len(), "{claimed:?}");
+    store.close().await.unwrap();
+    std::fs::write(&switch, "-").unwrap();
+    drop(Sqlite::open(&path).unwrap());
+    let mut operator = SqliteOperator::open(&path).unwrap();
+    assert_eq!(operator.counts().unwrap().events, 4, "each of them once");
 }
 
 /// Starts the calling test again as a child, over the shim. In that child, lets the shim fail.

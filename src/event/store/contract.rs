@@ -30,7 +30,7 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///
 /// 1. **Atomic, durable append.** The events of a batch are recorded with all their deliveries or
 ///    not at all, and are durable when the future is ready. After an error nothing of the batch is
-///    delivered by this process; after a crash a batch whose last sync failed may be found
+///    delivered by this process; after a crash a batch whose recording failed may be found
 ///    recorded all the same (at least once).
 /// 2. **Idempotent append.** An event whose key is known for its name is not recorded again; its
 ///    receipt says so and names the first one. The other events of the batch are recorded.

@@ -8,7 +8,8 @@
 //! 1. After an error the connection is rolled back, and opened anew if that did not help.
 //! 2. A transaction that need not be durable is written to SQLite's log without a sync: it survives the
 //!    process, and the next one that SQLite syncs makes it survive the power too. One that only records
-//!    events is made durable by the [redo log](super::redo), while that has room.
+//!    events is made durable by the [redo log](super::redo), while that has room; where only that cannot be
+//!    synced, by SQLite.
 //! 3. After a sync of SQLite's log that failed, what was written to it before may be lost, whatever a later
 //!    sync says: it is moved into the database, and begun anew, before anything else is synced.
 
@@ -67,6 +68,8 @@ pub(super) struct Desk {
     pub(super) redo: Option<Redo>,
     /// Whether this transaction is made durable by it.
     logs: bool,
+    /// Whether it could not be, because the redo log was not synced.
+    log_failed: bool,
     /// What this transaction has changed.
     pub(super) tally: Tally,
     /// Deliveries that damage keeps out of every claim.
@@ -91,6 +94,7 @@ impl Desk {
             is_suspect: false,
             redo: None,
             logs: false,
+            log_failed: false,
             tally: Tally::default(),
             skipped: HashSet::new(),
             damaged: Vec::new(),
@@ -160,7 +164,13 @@ impl Desk {
         mut work: impl FnMut(&mut Self) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         loop {
-            let result = self.transact_once(now_ms, patience_ms, durable, &mut work);
+            let mut result = self.transact_once(now_ms, patience_ms, durable, &mut work);
+            if self.log_failed {
+                result = self.transact_once(now_ms, patience_ms, Durable::Yes, &mut work);
+                if result.is_ok() {
+                    self.give_up_log();
+                }
+            }
             let damaged = std::mem::take(&mut self.damaged);
             if result.is_ok() || damaged.is_empty() {
                 return result;
@@ -185,6 +195,7 @@ impl Desk {
     ) -> Result<T, StoreError> {
         self.tally = Tally::default();
         self.logs = false;
+        self.log_failed = false;
         if let (Durable::Events(bytes), Some(redo)) = (durable, &mut self.redo) {
             if redo.fits(bytes) {
                 redo.begin();
@@ -243,7 +254,9 @@ impl Desk {
         });
         self.tally.write(self.conn(), logged)?;
         if let Some(redo) = self.redo.as_mut().filter(|_| logs) {
-            redo.sync()?;
+            let synced = redo.sync();
+            self.log_failed = synced.is_err();
+            synced?;
         }
         self.control("COMMIT").inspect_err(|error| {
             self.is_suspect |= fault::is_failed_sync(error);
@@ -257,6 +270,16 @@ impl Desk {
             }
         }
         Ok(())
+    }
+
+    /// The redo log cannot be synced, and SQLite's can: that is slower, and loses nothing. The transaction
+    /// that has just been synced took the number of the record that was not.
+    fn give_up_log(&mut self) {
+        tracing::warn!(
+            "the redo log of the event store cannot be synced: until the store is opened again, SQLite \
+             syncs what is recorded"
+        );
+        self.redo = None;
     }
 
     /// A sync of SQLite's log has failed, outside a transaction (invariant 3).

@@ -15,7 +15,8 @@
 //! Invariants:
 //!
 //! 1. A record is synced before its transaction is committed, and so before anybody can see its events, be
-//!    answered or be given them. If its sync fails, the transaction is rolled back.
+//!    answered or be given them. If its sync fails, the transaction is rolled back, and SQLite syncs another
+//!    one in its place.
 //! 2. A transaction writes the number of its record into `defer_counts`. SQLite's log survives a power cut up
 //!    to some transaction, and loses all that came after it: so what is lost are the records with a higher
 //!    number than the one found there.
