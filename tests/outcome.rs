@@ -5,6 +5,8 @@ mod support;
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -474,6 +476,51 @@ fn case_14_a_body_that_panics_has_failed() {
             ran.info("always").body_error.as_deref(),
             Some("the body panicked")
         );
+    });
+}
+
+/// Panics when it is asked how long it will be.
+struct Unmeasured;
+
+impl http_body::Body for Unmeasured {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        panic!("nobody has measured it");
+    }
+}
+
+#[test]
+fn case_14_a_body_that_panics_when_it_is_looked_at_is_no_answer() {
+    everywhere(|setting| async move {
+        // Given a body that panics before its first frame.
+        let (ran, layer) = (Ran::new(), DeferLayer::new());
+        let server = setting.serve({
+            let ran = ran.clone();
+            layer.layer(tower::service_fn(move |request| {
+                ran.six(&defer(&request));
+                std::future::ready(Ok::<_, Infallible>(Response::new(Unmeasured)))
+            }))
+        });
+
+        // When it is asked for.
+        let mut client = setting.connect(&server).await;
+        let request = client.request(Method::GET, "/");
+        client.send(request).await.expect_err("no response");
+
+        // Then the tasks know it, and the request is over.
+        quiet(&layer, 6).await;
+        assert_eq!(ran.names(), FAILED);
+        let info = ran.info("always");
+        assert_eq!((info.end, info.status), (End::Panicked, None));
     });
 }
 
