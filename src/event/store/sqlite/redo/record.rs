@@ -68,13 +68,19 @@ pub(super) fn parse(bytes: &[u8], epoch: i64, known: i64) -> Vec<Logged> {
         if !follows {
             break;
         }
-        let mut body = Reader(body);
+        let (mut body, batches_before) = (Reader(body), lost.len());
         while number > known && !body.0.is_empty() {
-            match body.event() {
-                Some(event) => lost.push(event),
-                // The checksum holds, so this is none of ours.
-                None => return lost,
-            }
+            let Some(event) = body.event() else {
+                // The checksum holds: another version wrote it. A batch is recorded whole or not at all.
+                tracing::error!(
+                    record = number,
+                    "the redo log of the event store cannot be read: what a power cut took from the \
+                     database is lost from this record on"
+                );
+                lost.truncate(batches_before);
+                return lost;
+            };
+            lost.push(event);
         }
         (rest, before) = (after, Some(number));
     }
@@ -245,6 +251,17 @@ mod tests {
             let whole = ends.iter().filter(|end| **end <= at).count();
             assert_eq!(parse(&flipped, 21, 0).len(), whole);
         }
+    }
+
+    #[test]
+    fn of_a_batch_that_cannot_be_read_nothing_is_recorded() {
+        let (mut bytes, _) = log(41, &[1]);
+        let mut record = vec![0; HEADER];
+        put(&mut record, 2, &event(2).event, 102);
+        record.extend_from_slice(b"another version");
+        seal(&mut record, 41, 2);
+        bytes.extend_from_slice(&record);
+        assert_eq!(ids(&parse(&bytes, 41, 0)), [1]);
     }
 
     #[test]
