@@ -285,6 +285,8 @@ async fn where_only_the_redo_log_cannot_be_synced_nothing_is_refused() {
     let claimed = store.claim(10, 5).await.unwrap();
     assert_eq!(claimed.len(), names.len(), "{claimed:?}");
     store.close().await.unwrap();
+    let log = path.with_file_name("events.db-log");
+    assert!(!log.exists(), "an orderly close leaves one file");
     std::fs::write(&switch, "-").unwrap();
     drop(Sqlite::open(&path).unwrap());
     let mut operator = SqliteOperator::open(&path).unwrap();

@@ -279,7 +279,9 @@ impl Desk {
             "the redo log of the event store cannot be synced: until the store is opened again, SQLite \
              syncs what is recorded"
         );
-        self.redo = None;
+        if let Some(redo) = &mut self.redo {
+            redo.give_up();
+        }
     }
 
     /// A sync of SQLite's log has failed, outside a transaction (invariant 3).

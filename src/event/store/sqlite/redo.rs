@@ -65,6 +65,7 @@ pub(super) struct Redo {
     record: Vec<u8>,
     /// Whether the last record may be there in part or without its transaction.
     is_broken: bool,
+    is_given_up: bool,
 }
 
 impl Redo {
@@ -99,12 +100,13 @@ impl Redo {
             at: 0,
             record: Vec::new(),
             is_broken: false,
+            is_given_up: false,
         })
     }
 
     /// Whether so many bytes of events ([`size`]) can be recorded now.
     pub(super) fn fits(&self, bytes: usize) -> bool {
-        !self.is_broken && self.at + (HEADER + bytes) as u64 <= SIZE
+        !self.is_broken && !self.is_given_up && self.at + (HEADER + bytes) as u64 <= SIZE
     }
 
     /// Begins the record of a transaction.
@@ -165,6 +167,11 @@ impl Redo {
         self.last = self.void().unwrap_or(self.last);
         self.at = 0;
         self.is_broken = false;
+    }
+
+    /// Nothing is recorded here any more; an orderly close removes it all the same.
+    pub(super) fn give_up(&mut self) {
+        self.is_given_up = true;
     }
 
     /// Everything is in the database.
