@@ -55,8 +55,8 @@ struct Worker {
 
 /// Why a worker stops.
 enum Turn {
-    /// Others of its thread go first.
-    Yield,
+    /// Others of its thread go first, so many times.
+    Yield(u32),
     End,
 }
 
@@ -110,7 +110,7 @@ impl<Y: Future<Output = ()>, M: Fn() -> Y> Future for Run<Y, M> {
                 *this.turns -= 1;
             }
             match ready!(this.worker.poll(cx)) {
-                Turn::Yield => *this.turns = yields(),
+                Turn::Yield(turns) => *this.turns = turns,
                 Turn::End => return Poll::Ready(()),
             }
         }
@@ -136,7 +136,8 @@ impl Worker {
                     }
                     ready!(self.begin(node, cx));
                 }
-                Next::YieldFirst => return Poll::Ready(Turn::Yield),
+                Next::YieldFirst => return Poll::Ready(Turn::Yield(yields())),
+                Next::YieldOnce => return Poll::Ready(Turn::Yield(1)),
                 // The watch retires it, and it needs no timer for that: 500 of 3,900 instructions of a task
                 // that comes alone.
                 Next::Park => return Poll::Pending,
