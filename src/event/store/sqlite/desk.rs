@@ -14,6 +14,9 @@
 //!    sync says: it is moved into the database, and begun anew, before anything else is synced. Whichever
 //!    thread meets it tells the writer; what the writer syncs between the reader's failing and its saying so
 //!    rests on the kernel, which reports a failed sync to every handle of the file (Linux does).
+//! 4. The writer writes only while its epoch stands in the database. Where another process was let in, because
+//!    what kept it out was deleted by hand, that one has drawn a new epoch: this one has lost the file, says so
+//!    ([`StoreError::is_in_use`]), and removes nothing.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +32,7 @@ use super::fault::{self, Fault};
 use super::flow;
 use super::redo::Redo;
 use super::row::Key;
+use super::schema;
 use super::tally::Tally;
 use crate::event::store::StoreError;
 use crate::event::store::query::{Health, Trouble};
@@ -78,6 +82,8 @@ pub(super) struct Desk {
     conn: Option<Connection>,
     /// Whether commits are synced now: what the connection was last told.
     syncs: bool,
+    /// The writer's: what stands in the database as long as nobody else has taken it (invariant 4).
+    pub(super) epoch: Option<i64>,
     /// The writer's, where there was room for it.
     pub(super) redo: Option<Redo>,
     /// Whether this transaction is made durable by it.
@@ -105,6 +111,7 @@ impl Desk {
             access,
             conn: Some(conn),
             syncs: true,
+            epoch: None,
             redo: None,
             logs: false,
             log_failed: false,
@@ -260,7 +267,14 @@ impl Desk {
                 checkpoint::empty(self.conn()).inspect_err(|_| self.shared.suspect())?;
             }
         }
-        Ok(self.control("BEGIN IMMEDIATE")?)
+        self.control("BEGIN IMMEDIATE")?;
+        match self.epoch {
+            // Invariant 4.
+            Some(epoch) if schema::epoch(self.conn())? != Some(epoch) => {
+                Err(Fault::Own(StoreError::in_use(None, None)))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn commit(&mut self, syncs: bool) -> Result<(), Fault> {
