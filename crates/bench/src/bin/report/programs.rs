@@ -6,6 +6,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tower_defer_measure::{LACKING, Length};
 
@@ -92,6 +93,8 @@ pub(crate) struct Said {
     pub(crate) failed: Option<String>,
     /// The program is not to blame.
     pub(crate) lacks_a_tool: bool,
+    /// Without building it.
+    pub(crate) took: Duration,
 }
 
 impl Program {
@@ -133,7 +136,9 @@ impl Program {
             lines: Vec::new(),
             failed: None,
             lacks_a_tool: false,
+            took: Duration::ZERO,
         };
+        let start = Instant::now();
         let child = Command::new(words[0])
             .args(&words[1..])
             .current_dir(top())
@@ -165,6 +170,7 @@ impl Program {
             Err(error) => Some(error.to_string()),
         };
         said.failed = said.failed.or(ended);
+        said.took = start.elapsed();
         said
     }
 
