@@ -148,7 +148,7 @@ pub fn print(lines: bool) -> ExitCode {
         row(target, reference, ours, &mut grown);
     }
     waiting(lines, &counts, &mut grown);
-    switched_off(&counts);
+    switched_off(lines, &counts);
     by_allocations(lines, &mut grown);
     if lines {
         for target in TARGETS {
@@ -210,7 +210,7 @@ fn line(target: &Ratio, counts: &HashMap<&'static str, f64>) -> String {
 }
 
 /// What a user can switch off, beside the same with everything on. No target is reached by any of it.
-fn switched_off(counts: &HashMap<&'static str, f64>) {
+fn switched_off(lines: bool, counts: &HashMap<&'static str, f64>) {
     println!("\nswitched off by the user (no target): all on, without, ratio");
     for (what, on, off) in [
         (
@@ -251,6 +251,9 @@ fn switched_off(counts: &HashMap<&'static str, f64>) {
     ] {
         let (on, off) = (counts[on], counts[off]);
         println!("     {what:<52} {on:>10.0} {off:>8.0} {:>7.3}", off / on);
+        if lines {
+            println!("off | {what} | {on:.0} | {off:.0}");
+        }
     }
 }
 
@@ -345,7 +348,7 @@ fn by_allocations(lines: bool, grown: &mut Vec<String>) {
             (1.0, "≤ 1 more"),
         ),
         (
-            "2",
+            "2b",
             "allocations of each task, against `tokio::spawn`",
             per_task("spawn"),
             per_task("defer"),
@@ -374,6 +377,7 @@ fn by_allocations(lines: bool, grown: &mut Vec<String>) {
             } else {
                 String::new()
             };
+            let number = number.trim_end_matches(char::is_alphabetic);
             println!(
                 "target {number} | {what} | {reference:.2} | {ours:.2} | {ratio} | {words} | {said}"
             );

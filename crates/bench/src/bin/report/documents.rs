@@ -138,6 +138,12 @@ fn readme(machine: &str, missed: &str, results: &[Said]) -> String {
         put(line, &line.figure, program);
     }
     text.push_str(&unmeasured);
+    text.push_str("\nWhat can be switched off, in instructions of the gate, with it and without:");
+    for (n, [what, with, without]) in results.iter().flat_map(|said| &said.off).enumerate() {
+        let before = if n == 0 { "" } else { ";" };
+        let _ = write!(text, "{before} {what} {with} → {without}");
+    }
+    text.push_str(". No figure of the table was reached by any of it.\n");
     let _ = write!(text, "\n{machine}\n");
     text
 }

@@ -90,6 +90,8 @@ pub(crate) struct Said {
     /// Everything but the lines for this report.
     pub(crate) text: String,
     pub(crate) lines: Vec<Line>,
+    /// What a user can switch off: which, with it, without it.
+    pub(crate) off: Vec<[String; 3]>,
     pub(crate) failed: Option<String>,
     /// The program is not to blame.
     pub(crate) lacks_a_tool: bool,
@@ -134,6 +136,7 @@ impl Program {
             program: self,
             text: String::new(),
             lines: Vec::new(),
+            off: Vec::new(),
             failed: None,
             lacks_a_tool: false,
             took: Duration::ZERO,
@@ -158,6 +161,9 @@ impl Program {
             if let Some(why) = line.strip_prefix("unmeasured | ") {
                 said.failed = Some(why.to_owned());
                 said.lacks_a_tool = why.starts_with(LACKING);
+            } else if let Some(off) = line.strip_prefix("off | ") {
+                let fields: Vec<_> = off.split(" | ").map(str::to_owned).collect();
+                said.off.extend(<[String; 3]>::try_from(fields));
             } else if let Some(line) = Line::parse(&line) {
                 said.lines.push(line);
             } else {
