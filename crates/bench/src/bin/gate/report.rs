@@ -377,9 +377,10 @@ fn by_allocations(lines: bool, grown: &mut Vec<String>) {
             } else {
                 String::new()
             };
+            let digits = if number == "8" { 0 } else { 2 };
             let number = number.trim_end_matches(char::is_alphabetic);
             println!(
-                "target {number} | {what} | {reference:.2} | {ours:.2} | {ratio} | {words} | {said}"
+                "target {number} | {what} | {reference:.digits$} | {ours:.digits$} | {ratio} | {words} | {said}"
             );
         }
         if ratio > limit(number).unwrap_or(1.0) {

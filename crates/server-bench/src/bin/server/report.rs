@@ -149,7 +149,11 @@ fn table(
     rounds: usize,
     length: Duration,
 ) -> Option<f64> {
-    println!("\n## {title} ({rounds} interleaved rounds)\n");
+    let interleaved = match rounds {
+        1 => "one round".to_owned(),
+        _ => format!("{rounds} interleaved rounds"),
+    };
+    println!("\n## {title} ({interleaved})\n");
     println!(
         "| the side effect | responses/s | p50, ms | p99, ms | CPU per request, µs | requests | completed | refused | missing | responses failed |"
     );
