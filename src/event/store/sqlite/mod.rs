@@ -282,6 +282,12 @@ impl Store for Sqlite {
         })
     }
 
+    fn discard_parked(&self, filter: Filter, limit: usize, now_ms: i64) -> StoreFuture<'_, u64> {
+        self.write(now_ms, false, move |desk| {
+            letters::discard_parked(desk, &filter, limit, now_ms)
+        })
+    }
+
     fn add_past(&self, past: AddPast, now_ms: i64) -> StoreFuture<'_, Walked> {
         self.write(now_ms, true, move |desk| {
             walk::add_past(desk, &past, now_ms)
