@@ -76,8 +76,8 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// # Cancel safety
 ///
 /// Dropping a future before it was first polled does nothing. Later, the request may already be
-/// in the store's hands, and is then carried out all the same: a batch is recorded, a claim is
-/// made (and comes back only after a restart, so do not drop the future of a claim).
+/// in the store's hands, and is then carried out all the same: a batch is recorded. What was claimed
+/// for an answer that nobody takes is handed back, as by a release.
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Records a batch (promises 1, 2). The receipts are in the order of the events.
     ///

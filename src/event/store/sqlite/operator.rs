@@ -17,8 +17,9 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::connection::{self, Access};
-use super::desk::{Desk, Durable, Shared};
+use super::desk::{Desk, Durable};
 use super::fault::Fault;
+use super::shared::Shared;
 use super::{letters, schema, walk};
 use crate::event::store::StoreError;
 use crate::event::store::life::State;
