@@ -14,11 +14,7 @@ use crate::sync::Arc;
 ///
 /// Behind one thin pointer, which a dead letter keeps, too: it leads to no executor.
 #[derive(Debug)]
-#[repr(C)]
 pub(crate) struct Origin {
-    /// There is a text of an error, or a span to follow. First, beside the counts of those who hold it: the
-    /// rest need not be looked at when a task ends, by when no cache has it.
-    has_more: bool,
     pub(crate) response: ResponseInfo,
     /// Another task may have to write the response's last bytes: it is to go before these tasks.
     pub(crate) others_first: bool,
@@ -39,7 +35,6 @@ impl Origin {
         follows: Option<Follows>,
     ) -> Arc<Self> {
         let new = Self {
-            has_more: response.body_error.is_some() || follows.is_some(),
             response,
             others_first,
             follows,
@@ -58,10 +53,8 @@ impl Origin {
     #[inline(never)]
     pub(super) fn let_go(mut this: Arc<Self>) {
         if let Some(origin) = Arc::get_mut(&mut this) {
-            if origin.has_more {
-                origin.response.body_error = None;
-                origin.follows = None;
-            }
+            origin.response.body_error = None;
+            origin.follows = None;
             // An error: the thread is ending.
             let _ = POOL.try_with(|pool| pool.put(this));
         }
