@@ -29,6 +29,10 @@ pub(super) enum Stage {
 }
 
 impl Elsewhere {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     pub(super) fn push(&mut self, executor: &Executor, node: Node) {
         self.at(executor).tasks.push(node);
     }

@@ -37,7 +37,7 @@ impl Collector {
 
     /// There will be no answer: its future is over, and no holder any more.
     pub(super) fn fail(mut this: Arc<Self>, ending: Ending) {
-        if Self::is_of_no_concern(&mut this) {
+        if Self::untouched(&mut this).is_some() {
             this.close();
             return Self::reuse_if_last(this);
         }
@@ -48,7 +48,7 @@ impl Collector {
 
     /// The body is over, and no holder any more.
     pub(crate) fn finish(mut this: Arc<Self>, ending: Ending) {
-        if !this.is_used() && Self::is_of_no_concern(&mut this) {
+        if !this.is_used() && Self::untouched(&mut this).is_some() {
             this.close();
             return Self::reuse_if_last(this);
         }
@@ -66,11 +66,11 @@ impl Collector {
         Self::let_go(this);
     }
 
-    /// Nothing is or will be registered, and nobody will ask for the response. Being the only one is asked
-    /// first, and orders what another thread registered before it let go.
+    /// The collector, if nothing is or will be registered, and nobody will ask for the response. Being the
+    /// only one is asked first, and orders what another thread registered before it let go.
     #[inline]
-    fn is_of_no_concern(this: &mut Arc<Self>) -> bool {
-        Arc::get_mut(this).is_some_and(|only| only.is_untouched())
+    pub(super) fn untouched(this: &mut Arc<Self>) -> Option<&mut Self> {
+        Arc::get_mut(this).filter(|only| only.is_untouched())
     }
 
     /// Returns how many tasks were released.
@@ -79,48 +79,52 @@ impl Collector {
         let shared = scope.executor.shared();
         let used = self.is_used();
         let now = if used { shared.clock.now() } else { Tick::ZERO };
-        let opened = self.gate.open(|beside| {
-            let ending = match by {
-                By::Force => None,
-                By::TheLast => beside.known.ending.take(),
-                By::TheBody(ending) => Some(ending),
-            };
-            let ending = ending.unwrap_or_else(|| Ending::stalled(self.progress.bytes()));
-            let info = beside.known.record(now, ending);
-            let others_first = !self.seen.is_written_at_once(info.bytes);
-            let origin = Origin::new(info, others_first, beside.follows.take());
-            let place = beside.place_in_sweep.take();
-            // Unless nobody is left who could ask for it: the caller goes, and the sweep asks for less.
-            if Arc::strong_count(self) > 1 + usize::from(place.is_some()) {
-                beside.origin = Some(origin.clone());
-            }
-            (place, beside.elsewhere.take(), origin)
-        });
-        let Some((tasks, (place, elsewhere, origin))) = opened else {
+        let Some(mut opened) = self.gate.open() else {
             return 0;
         };
+        let beside = opened.beside();
+        let ending = match by {
+            By::Force => None,
+            By::TheLast => beside.known.ending.take(),
+            By::TheBody(ending) => Some(ending),
+        };
+        let ending = ending.unwrap_or_else(|| Ending::stalled(self.progress.bytes()));
+        let (end, bytes) = (ending.end, ending.bytes);
+        let origin = Origin::new(|origin| {
+            beside.known.record(now, ending, &mut origin.response);
+            origin.others_first = !self.seen.is_written_at_once(bytes);
+            origin.follows = beside.follows.take();
+        });
+        let place = beside.place_in_sweep.take();
+        // Unless nobody is left who could ask for it: the caller goes, and the sweep asks for less.
+        if Arc::strong_count(self) > 1 + usize::from(place.is_some()) {
+            beside.origin = Some(origin.clone());
+        }
+        let elsewhere = beside.elsewhere.take();
+        let tasks = opened.into_items();
         if let Some(place) = place {
             scope.sweep.remove(place);
         }
         let mut count = tasks.len();
+        let others = elsewhere.map(|elsewhere| (elsewhere, origin.clone()));
         if !tasks.is_empty() {
             // The hint above may have missed what another thread pushed.
             let now = if used { now } else { shared.clock.now() };
-            shared.enqueue(tasks, &origin, now);
+            shared.enqueue(tasks, origin, now);
         }
-        if let Some(elsewhere) = elsewhere {
+        if let Some((elsewhere, origin)) = others {
             for (executor, tasks) in elsewhere {
                 count += tasks.len();
                 // Its clock is another one.
                 let shared = executor.shared();
-                shared.enqueue(tasks, &origin, shared.clock.now());
+                shared.enqueue(tasks, origin.clone(), shared.clock.now());
             }
         }
         if count == 0 {
             return 0;
         }
         // Last: a subscriber that panics takes nothing with it.
-        observe::released(shared, count, origin.response.end);
+        observe::released(shared, count, end);
         count
     }
 }
