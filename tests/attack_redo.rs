@@ -293,3 +293,96 @@ async fn a_link_leads_to_the_same_lock() {
     );
     store.close().await.unwrap();
 }
+
+/// A link that leads nowhere yet is as good: the file is made where it leads.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_to_what_is_not_there_yet_leads_to_the_same_lock() {
+    let scratch = Scratch::new("redo-dangling");
+    let (path, link) = (scratch.path("deep/events.db"), scratch.path("link.db"));
+    std::fs::create_dir(scratch.path("deep")).unwrap();
+    std::os::unix::fs::symlink("hop.db", &link).unwrap();
+    std::os::unix::fs::symlink("deep/events.db", scratch.path("hop.db")).unwrap();
+    let store = Sqlite::open(&link).unwrap();
+    assert!(path.exists() && with(&path, "-lock").exists() && with(&path, "-log").exists());
+    for name in [&path, &link] {
+        let second = Sqlite::open(name);
+        let is_in_use = second.as_ref().is_err_and(StoreError::is_in_use);
+        assert!(is_in_use, "{second:?}");
+    }
+    store.close().await.unwrap();
+    assert!(!with(&link, "-lock").exists());
+}
+
+/// Also not the second one to try, who finds the file that the first one made.
+#[tokio::test]
+async fn where_the_lock_file_was_deleted_nobody_gets_in() {
+    let scratch = Scratch::new("redo-unlocked");
+    let path = scratch.path("events.db");
+    let store = Sqlite::open(&path).unwrap();
+    for number in 0..3 {
+        std::fs::remove_file(with(&path, "-lock")).unwrap();
+        for _ in 0..2 {
+            let second = Sqlite::open(&path);
+            let is_in_use = second.as_ref().is_err_and(StoreError::is_in_use);
+            assert!(is_in_use, "{second:?}");
+        }
+        let name = format!("event {number}");
+        store
+            .append(vec![event(&name, "mail", 1)], 1)
+            .await
+            .unwrap();
+    }
+    store.close().await.unwrap();
+    let store = Sqlite::open(&path).unwrap();
+    assert_eq!(store.counts().await.unwrap().queued, 3);
+    store.close().await.unwrap();
+}
+
+/// Without the lock file and without the redo log nothing is left that could keep the second one out. Then
+/// the first one is: what it is asked fails, typed, before it has written anything, and it takes nothing away.
+#[tokio::test]
+async fn whoever_has_lost_the_file_writes_no_more() {
+    let scratch = Scratch::new("redo-lost");
+    let path = scratch.path("events.db");
+    let first = Sqlite::open(&path).unwrap();
+    first.append(vec![event("a", "mail", 1)], 1).await.unwrap();
+    let claimed = first.claim(1, 1).await.unwrap();
+    for suffix in ["-lock", "-log"] {
+        std::fs::remove_file(with(&path, suffix)).unwrap();
+    }
+    let second = Sqlite::open(&path).unwrap();
+    let running = second.claim(1, 2).await.unwrap();
+    assert_eq!(running.len(), 1, "what the first one ran is due again");
+
+    let refused = [
+        first.append(vec![event("b", "mail", 2)], 2).await.map(drop),
+        first
+            .settle(vec![(claimed[0].token.clone(), Settle::Complete)], 2)
+            .await
+            .map(drop),
+        first.claim(1, 2).await.map(drop),
+    ];
+    for refused in refused {
+        let is_in_use = refused.as_ref().is_err_and(StoreError::is_in_use);
+        assert!(is_in_use, "{refused:?}");
+    }
+    assert!(first.health().trouble.unwrap().error.is_in_use());
+    let closed = first.close().await;
+    assert!(
+        closed.as_ref().is_err_and(StoreError::is_in_use),
+        "{closed:?}"
+    );
+    // It has not handed back what it does not have, nor removed the other one's log.
+    assert_eq!(second.counts().await.unwrap().running, 1);
+    let synced = Files::of(&path);
+    second.append(vec![event("c", "mail", 3)], 3).await.unwrap();
+    let mut files = Files::of(&path);
+    files.wal = synced.wal;
+    let image = scratch.path("image.db");
+    files.write(&image);
+    let again = Sqlite::open(&image).unwrap();
+    assert_eq!(events(&image).keys().collect::<Vec<_>>(), ["a", "c"]);
+    again.close().await.unwrap();
+    second.close().await.unwrap();
+}

@@ -12,13 +12,16 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use event::event;
 use http::{Request, Response};
 use scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_defer::event::store::{NewEvent, Settle, Sqlite, SqliteOperator, Store, StoreError};
+use tower_defer::event::store::{
+    Filter, NewEvent, Settle, Sqlite, SqliteOperator, State, Store, StoreError,
+};
 use tower_defer::event::{Event, Events};
 use tower_defer::{Defer, DeferLayer};
 
@@ -291,6 +294,112 @@ async fn where_only_the_redo_log_cannot_be_synced_nothing_is_refused() {
     drop(Sqlite::open(&path).unwrap());
     let mut operator = SqliteOperator::open(&path).unwrap();
     assert_eq!(operator.counts().unwrap().events, 4, "each of them once");
+}
+
+/// A sync of SQLite's log that fails while that is moved, on the reader's thread: the writer's own syncs meet
+/// nothing of it, and still it trusts the log no more. Meanwhile nothing is refused, and the redo log keeps all.
+#[tokio::test]
+async fn the_writer_learns_of_a_sync_that_failed_in_the_readers_checkpoint() {
+    a_checkpoint_fails(
+        "the_writer_learns_of_a_sync_that_failed_in_the_readers_checkpoint",
+        "r",
+    )
+    .await;
+}
+
+/// The same on the writer's own.
+#[tokio::test]
+async fn a_sync_that_fails_in_the_writers_checkpoint_makes_the_log_begin_anew() {
+    a_checkpoint_fails(
+        "a_sync_that_fails_in_the_writers_checkpoint_makes_the_log_begin_anew",
+        "w",
+    )
+    .await;
+}
+
+async fn a_checkpoint_fails(test: &str, fault: &str) {
+    let Some((path, switch)) = child(test) else {
+        return;
+    };
+    let store = Sqlite::open(&path).unwrap();
+    let log = path.with_file_name("events.db-wal");
+    let length = || log.metadata().unwrap().len();
+    let synced = length();
+    std::fs::write(&switch, fault).unwrap();
+    let hits = switch.with_file_name("fault.hits");
+    // From 16 MB on it is moved; the redo log holds 2,700 of these.
+    let mut recorded = 0;
+    while !hits.exists() {
+        assert!(recorded < 2_000, "it was never moved");
+        let name = format!("event {recorded}");
+        store
+            .append(vec![event(&name, "mail", 1)], 1)
+            .await
+            .unwrap();
+        recorded += 1;
+    }
+    if fault == "r" {
+        // What was not synced may be lost.
+        let image = path.with_file_name("image.db");
+        image::copy_store(&path, &image);
+        let log = path.with_file_name("image.db-wal");
+        let log = std::fs::File::options().write(true).open(log).unwrap();
+        log.set_len(synced).unwrap();
+        let image = Sqlite::open(&image).unwrap();
+        assert_eq!(image.counts().await.unwrap().events, recorded);
+    }
+    // Now every sync succeeds. The thread that failed says so after its sync.
+    std::fs::write(&switch, "-").unwrap();
+    store
+        .list(State::Queued, Filter::default(), None, 1)
+        .await
+        .unwrap();
+    let before = length();
+    let claimed = store.claim(1, 2).await.unwrap();
+    let settles = vec![(claimed[0].token.clone(), Settle::Complete)];
+    store.settle(settles, 2).await.unwrap();
+    assert!(length() < before / 2, "{} bytes after {before}", length());
+    assert_eq!(store.counts().await.unwrap().events, recorded);
+    store.close().await.unwrap();
+}
+
+/// While SQLite's log is suspect, a write that is to be synced waits for a foreign reader as it does for a
+/// foreign writer, and says so.
+#[tokio::test]
+async fn beside_a_long_read_a_suspect_log_is_waited_for() {
+    let Some((path, switch)) = child("beside_a_long_read_a_suspect_log_is_waited_for") else {
+        return;
+    };
+    let store = Sqlite::open(&path).unwrap();
+    store.append(vec![event("a", "mail", 1)], 1).await.unwrap();
+    let claimed = store.claim(1, 2).await.unwrap();
+    let settles = || vec![(claimed[0].token.clone(), Settle::Complete)];
+    std::fs::write(&switch, "f").unwrap();
+    let error = store.settle(settles(), 3).await;
+    assert!(error.as_ref().is_err_and(StoreError::is_io), "{error:?}");
+    std::fs::write(&switch, "-").unwrap();
+
+    let shell = rusqlite::Connection::open(&path).unwrap();
+    shell
+        .execute_batch("BEGIN; SELECT * FROM defer_events")
+        .unwrap();
+    let mut settled = store.settle(settles(), 4);
+    // At least twice what SQLite itself waits for.
+    let mut reported = 0;
+    for probe in 0.. {
+        let pause = Duration::from_millis(250); // the probe's pause
+        let early = tokio::time::timeout(pause, &mut settled).await;
+        assert!(early.is_err(), "{early:?}");
+        reported += u32::from(store.health().trouble.unwrap().error.is_locked());
+        if reported == 3 {
+            break;
+        }
+        assert!(probe < 240, "{:?}", store.health());
+    }
+    shell.execute_batch("COMMIT").unwrap();
+    settled.await.unwrap();
+    assert!(store.health().trouble.is_none());
+    store.close().await.unwrap();
 }
 
 /// Starts the calling test again as a child, over the shim. In that child, lets the shim fail.

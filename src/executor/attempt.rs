@@ -196,10 +196,15 @@ fn timeout(shared: &Shared, node: &Node) -> Duration {
 }
 
 /// When the attempt has to end. Asked after a pending poll only: a task that never waits pays for no
-/// timer and for no look at the clock.
-pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &Slot) -> Tick {
+/// timer and for no look at the clock. Also the time, where it was read.
+pub(super) fn deadline(
+    shared: &Shared,
+    node: &Node,
+    begun: &mut Begun,
+    slot: &Slot,
+) -> (Tick, Option<Tick>) {
     if let Some((deadline, _)) = begun.deadline {
-        return deadline;
+        return (deadline, None);
     }
     let now = shared.clock.now();
     slot.set_since(now);
@@ -213,7 +218,7 @@ pub(super) fn deadline(shared: &Shared, node: &Node, begun: &mut Begun, slot: &S
     }
     let deadline = now.saturating_add(limit);
     begun.deadline = Some((deadline, limit));
-    deadline
+    (deadline, Some(now))
 }
 
 /// What a poll of the user's code came to.

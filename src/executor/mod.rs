@@ -11,6 +11,7 @@
 //! [`dead letter`](dead_letters), or [`waiting`] until its next attempt is due.
 
 mod admission;
+mod alarm;
 mod attempt;
 mod blocking;
 mod builder;

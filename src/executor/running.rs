@@ -23,12 +23,16 @@ pub(crate) struct Slots(Mutex<Vec<Arc<Slot>>>);
 ///
 /// An attempt of a plain task ends without the lock, and its record stays until the next one: it holds
 /// nothing. Both saved 70 of a ready task's 845 instructions.
+///
+/// What an attempt of a plain task writes is one line of memory: when it ends after some milliseconds, that
+/// line is in no cache any more.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct Slot {
-    /// How long an attempt of a plain task may take.
-    limit: Duration,
     state: AtomicU32,
     record: Mutex<Record>,
+    /// How long an attempt of a plain task may take.
+    limit: Duration,
     abort: Mutex<Option<AbortHandle>>,
 }
 
@@ -37,6 +41,7 @@ const RUNNING: u32 = 1;
 const ABANDONED: u32 = 2;
 
 #[derive(Debug, Default)]
+#[repr(C)]
 enum Record {
     #[default]
     Nothing,
@@ -55,6 +60,7 @@ pub(super) struct Plain {
 
 /// What is learnt of an attempt of a plain task while it runs.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 struct Learnt {
     since: Option<Tick>,
     first_seen: Option<Instant>,

@@ -1,12 +1,16 @@
 /* Real faults below SQLite: with LD_PRELOAD, the calls that write and sync fail as long as the file
  * named by DEFER_FAULT says so: its first byte is 'f' (sync fails with EIO), 'd' (that of the redo log
- * alone: SQLite as it is built here never calls fdatasync), 'e' (the disk is full)
- * or anything else (all is well). */
+ * alone: SQLite as it is built here never calls fdatasync), 'r' or 'w' (that of SQLite on the thread that
+ * reads or writes; each time, a byte is added to the file's `.hits`), 'e' (the disk is full) or anything
+ * else (all is well). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -21,6 +25,20 @@ static char fault(void) {
     return byte;
 }
 
+/* Whether this is the thread that is to fail. */
+static int is_meant(char fault) {
+    char thread[16] = "", name[4096];
+    prctl(PR_GET_NAME, thread);
+    if (strncmp(thread, fault == 'r' ? "defer-store-rea" : "defer-store-wri", 15)) return 0;
+    snprintf(name, sizeof name, "%s.hits", getenv("DEFER_FAULT"));
+    int fd = open(name, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    if (fd >= 0) {
+        if (write(fd, "!", 1) != 1) abort();
+        close(fd);
+    }
+    return 1;
+}
+
 #define REAL(type, name) \
     static type real; \
     if (!real) real = (type)dlsym(RTLD_NEXT, name)
@@ -30,7 +48,8 @@ typedef ssize_t (*pwrite_fn)(int, const void *, size_t, off_t);
 
 int fsync(int fd) {
     REAL(sync_fn, "fsync");
-    if (fault() == 'f') { errno = EIO; return -1; }
+    char now = fault();
+    if (now == 'f' || ((now == 'r' || now == 'w') && is_meant(now))) { errno = EIO; return -1; }
     return real(fd);
 }
 

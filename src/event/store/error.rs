@@ -207,7 +207,7 @@ impl StoreError {
     pub(crate) fn is_of_the_store(&self) -> bool {
         matches!(
             self.kind,
-            Kind::Full | Kind::Locked | Kind::ReadOnly | Kind::Io
+            Kind::Full | Kind::Locked | Kind::InUse { .. } | Kind::ReadOnly | Kind::Io
         )
     }
 

@@ -11,7 +11,12 @@
 //!    events is made durable by the [redo log](super::redo), while that has room; where only that cannot be
 //!    synced, by SQLite.
 //! 3. After a sync of SQLite's log that failed, what was written to it before may be lost, whatever a later
-//!    sync says: it is moved into the database, and begun anew, before anything else is synced.
+//!    sync says: it is moved into the database, and begun anew, before anything else is synced. Whichever
+//!    thread meets it tells the writer; what the writer syncs between the reader's failing and its saying so
+//!    rests on the kernel, which reports a failed sync to every handle of the file (Linux does).
+//! 4. The writer writes only while its epoch stands in the database. Where another process was let in, because
+//!    what kept it out was deleted by hand, that one has drawn a new epoch: this one has lost the file, says so
+//!    ([`StoreError::is_in_use`]), and removes nothing.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,10 +32,11 @@ use super::fault::{self, Fault};
 use super::flow;
 use super::redo::Redo;
 use super::row::Key;
+use super::schema;
 use super::tally::Tally;
 use crate::event::store::StoreError;
 use crate::event::store::query::{Health, Trouble};
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// How many deliveries may be skipped because their pages are damaged. A file that has more of them
 /// needs a repair: then the claim fails and says so.
@@ -52,6 +58,20 @@ pub(super) enum Durable {
 pub(super) struct Shared {
     pub(super) health: Mutex<Health>,
     pub(super) wakeups: Arc<Notify>,
+    /// A sync of SQLite's log has failed, on whichever thread (invariant 3).
+    is_suspect: AtomicBool,
+}
+
+impl Shared {
+    /// A sync of SQLite's log has failed.
+    pub(super) fn suspect(&self) {
+        // Release, with the acquire of `begin_once`.
+        self.is_suspect.store(true, Ordering::Release);
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.is_suspect.load(Ordering::Acquire)
+    }
 }
 
 /// What a request works on: the connection, inside a transaction.
@@ -62,8 +82,8 @@ pub(super) struct Desk {
     conn: Option<Connection>,
     /// Whether commits are synced now: what the connection was last told.
     syncs: bool,
-    /// A sync of SQLite's log has failed (invariant 3).
-    is_suspect: bool,
+    /// The writer's: what stands in the database as long as nobody else has taken it (invariant 4).
+    pub(super) epoch: Option<i64>,
     /// The writer's, where there was room for it.
     pub(super) redo: Option<Redo>,
     /// Whether this transaction is made durable by it.
@@ -91,7 +111,7 @@ impl Desk {
             access,
             conn: Some(conn),
             syncs: true,
-            is_suspect: false,
+            epoch: None,
             redo: None,
             logs: false,
             log_failed: false,
@@ -218,30 +238,42 @@ impl Desk {
         if self.conn.is_none() {
             self.conn = Some(connection::open(&self.path, self.access)?);
             self.syncs = true;
-            // What a sync has met is told to the files that were open then, and these are closed.
-            self.is_suspect = true;
-        }
-        if matches!(self.access, Access::Write) {
-            self.set_syncs(syncs)?;
-            if syncs && self.is_suspect {
-                checkpoint::empty(self.conn())?;
-                self.is_suspect = false;
+            if self.access == Access::Write {
+                // What a sync has met is told to the files that were open then, and these are closed.
+                self.shared.suspect();
             }
         }
-        let sql = match self.access {
-            Access::Write | Access::Operate => "BEGIN IMMEDIATE",
-            Access::Read => "BEGIN",
-        };
         let mut waited_ms = 0;
         loop {
-            match self.control(sql).map_err(Fault::from) {
+            match self.begin_once(syncs) {
                 Err(fault) if fault.is_busy() && waited_ms < patience_ms => {
                     // SQLite itself has waited for one step of its busy timeout.
                     waited_ms += LOCK_STEP_MS;
                     self.report(now_ms, Err(&StoreError::from(fault)));
                 }
-                result => return result.map(drop),
+                result => return result,
             }
+        }
+    }
+
+    fn begin_once(&mut self, syncs: bool) -> Result<(), Fault> {
+        if self.access == Access::Read {
+            return Ok(self.control("BEGIN")?);
+        }
+        if self.access == Access::Write {
+            self.set_syncs(syncs)?;
+            // Taken back before it is mended, because the reader's thread may say it meanwhile.
+            if syncs && self.shared.is_suspect.swap(false, Ordering::AcqRel) {
+                checkpoint::empty(self.conn()).inspect_err(|_| self.shared.suspect())?;
+            }
+        }
+        self.control("BEGIN IMMEDIATE")?;
+        match self.epoch {
+            // Invariant 4.
+            Some(epoch) if schema::epoch(self.conn())? != Some(epoch) => {
+                Err(Fault::Own(StoreError::in_use(None, None)))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -259,12 +291,14 @@ impl Desk {
             synced?;
         }
         self.control("COMMIT").inspect_err(|error| {
-            self.is_suspect |= fault::is_failed_sync(error);
+            if fault::is_failed_sync(error) {
+                self.shared.suspect();
+            }
         })?;
         if let Some(redo) = &mut self.redo {
             if logs {
                 redo.committed();
-            } else if syncs && !self.tally.is_empty() {
+            } else if syncs && !self.tally.is_empty() && !self.shared.is_suspect() {
                 // Without a change there was nothing to sync.
                 redo.restart();
             }
@@ -282,11 +316,6 @@ impl Desk {
         if let Some(redo) = &mut self.redo {
             redo.give_up();
         }
-    }
-
-    /// A sync of SQLite's log has failed, outside a transaction (invariant 3).
-    pub(super) fn suspect(&mut self) {
-        self.is_suspect = true;
     }
 
     fn set_syncs(&mut self, syncs: bool) -> Result<(), Fault> {

@@ -4,8 +4,10 @@
 //! dies. So whoever gets it knows at once that nobody is running any delivery of this file, and
 //! recovery needs no timeout. The text in it (`pid` and `since_ms`) is for the one who does not.
 //!
-//! Not on the database itself, because SQLite's own locks live there, and because the shell and
-//! the user's own connections must still get in.
+//! Not on the database itself, because SQLite's own locks live there (a process that closes any handle of
+//! that file loses them), and because the shell and the user's own connections must still get in. So whoever
+//! deletes the file by hand takes the lock away; then the one on the [redo log](super::redo) holds, and if that
+//! was deleted, too, the epoch in the database: a process that finds another one there writes no more.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -24,9 +26,8 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock for the database at `path`, or says who has it.
+    /// Takes the lock for the database at `path` (a [`real`] one), or says who has it.
     pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
-        let path = &real(path);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -39,18 +40,14 @@ impl Lock {
                 }
                 _ => StoreError::io(error),
             })?;
-        match FileExt::try_lock(&file) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                // Without a readable text the holder is unknown, and that is all.
-                let _ = file.take(1_024).read_to_string(&mut text);
-                return Err(StoreError::in_use(
-                    field(&text, "pid").and_then(|pid| u32::try_from(pid).ok()),
-                    field(&text, "since_ms"),
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(StoreError::io(error)),
+        if !hold(&file).map_err(StoreError::io)? {
+            let mut text = String::new();
+            // Without a readable text the holder is unknown, and that is all.
+            let _ = file.take(1_024).read_to_string(&mut text);
+            return Err(StoreError::in_use(
+                field(&text, "pid").and_then(|pid| u32::try_from(pid).ok()),
+                field(&text, "since_ms"),
+            ));
         }
         // The lock holds whether or not it can be signed: a full disk must not keep the store
         // from opening, since opening it is how what it holds gets done.
@@ -86,9 +83,29 @@ fn field(text: &str, name: &str) -> Option<i64> {
         .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// What a link names: SQLite's own files lie beside that one, and so must ours.
+/// Whether the file is ours now, until it is closed: nobody else has locked it.
+pub(super) fn hold(file: &File) -> std::io::Result<bool> {
+    match FileExt::try_lock(file) {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// How many links may lead to each other, as on Linux.
+const LINKS: usize = 40;
+
+/// What a link names, also where nothing is yet: SQLite's own files lie beside that one, and so must ours.
 pub(super) fn real(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        let Ok(target) = std::fs::read_link(&path) else {
+            break;
+        };
+        path.pop();
+        path.push(target);
+    }
+    std::fs::canonicalize(&path).unwrap_or(path)
 }
 
 /// `events.db` → `events.db-lock`, in the manner of SQLite's own `-wal`.

@@ -64,7 +64,16 @@ use super::record::{AttemptToken, Claimed, NewEvent, Receipt, Settled};
 /// Beside the file it keeps, while it is open, SQLite's own two (`-wal`, `-shm`), a log of a MiB of what it has
 /// recorded last (`-log`), and one that it holds an OS lock on (`-lock`). After a crash they belong to the
 /// database: whoever moves it moves them, whoever copies it asks SQLite for a backup, and whoever puts a backup
-/// in its place removes them. Two threads serve it: one writes, one reads. When it is dropped they finish what was accepted and end; use
+/// in its place removes them. While it is open nobody deletes them:
+///
+/// - Without `-lock` the lock on `-log` still keeps a second process out.
+/// - Without both (or without `-lock`, where there was no room for `-log`) it gets in, and the first one is out:
+///   whatever that is asked to write fails with [`is_in_use`](StoreError::is_in_use) from then on, and what
+///   it was running runs once more. The database itself is not locked against this: a process that closes any
+///   handle of its file loses SQLite's locks on it, also those of the user's own connections.
+/// - Without `-wal` or `-shm` what was recorded since is lost, as with any SQLite database.
+///
+/// Two threads serve it: one writes, one reads. When it is dropped they finish what was accepted and end; use
 /// [`close`](Store::close) to know when.
 ///
 /// # Examples

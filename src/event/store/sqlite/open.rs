@@ -9,8 +9,8 @@ use super::checkpoint::{self, Checkpoints};
 use super::connection::{self, Access};
 use super::desk::{Desk, Durable, Shared};
 use super::fault::Fault;
-use super::lock::Lock;
-use super::redo::{self, Redo};
+use super::lock::{self, Lock};
+use super::redo::{Found, Redo};
 use super::worker::{Message, QUEUE, Worker};
 use super::{Sqlite, append, flow, schema, tally};
 use crate::event::store::StoreError;
@@ -62,16 +62,14 @@ impl SqliteOptions {
     }
 
     fn open_here(self) -> Result<Sqlite, StoreError> {
-        let lock = Lock::take(&self.path)?;
+        let path = lock::real(&self.path);
+        let lock = Lock::take(&path)?;
+        let mut log = Found::take(&path)?;
         let shared = Arc::<Shared>::default();
         let desk = |access| {
-            let conn = connection::open(&self.path, access)?;
-            Ok::<_, Fault>(Desk::new(
-                self.path.clone(),
-                access,
-                conn,
-                Arc::clone(&shared),
-            ))
+            let conn = connection::open(&path, access)?;
+            let shared = Arc::clone(&shared);
+            Ok::<_, Fault>(Desk::new(path.clone(), access, conn, shared))
         };
         let mut writing = desk(Access::Write)?;
         // The last process may have died of a sync that failed: what is left of SQLite's log is made durable
@@ -80,10 +78,11 @@ impl SqliteOptions {
         let _ = writing.idle_conn().map(checkpoint::empty);
         let epoch = writing.transact(0, self.patience_ms, Durable::Yes, |desk| {
             schema::migrate(desk.conn())?;
-            let epoch = make_good(desk, &self.path)?;
+            let epoch = make_good(desk, &mut log)?;
             flow::recover(desk)?;
             Ok(epoch)
         })?;
+        writing.epoch = Some(epoch);
         let counted = writing.transact(0, self.patience_ms, Durable::Yes, |desk| {
             tally::recount(desk.conn())
         });
@@ -93,8 +92,9 @@ impl SqliteOptions {
                 "the deliveries cannot be counted"
             );
         }
-        match Redo::create(&self.path, epoch) {
+        match log.begin(epoch) {
             Ok(redo) => writing.redo = Some(redo),
+            Err(error) if error.is_in_use() => return Err(error),
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "no redo log can be made: recording an event will take longer"
@@ -118,9 +118,9 @@ impl SqliteOptions {
 }
 
 /// Records again what a power cut has taken from SQLite's log, and begins a new epoch: it is done once.
-fn make_good(desk: &mut Desk, path: &Path) -> Result<i64, Fault> {
+fn make_good(desk: &mut Desk, log: &mut Found) -> Result<i64, Fault> {
     if let Some(epoch) = schema::epoch(desk.conn())? {
-        let lost = redo::read(path, epoch, tally::logged(desk.conn())?)?;
+        let lost = log.read(epoch, tally::logged(desk.conn())?)?;
         if !lost.is_empty() {
             tracing::info!(
                 events = lost.len(),
@@ -155,7 +155,9 @@ fn spawn(
                 Some(_) => flow::hand_back(desk),
                 None => Ok(()),
             });
-            if let (Some(_), Some(conn)) = (&lock, worker.desk.idle_conn()) {
+            // Whoever has it now needs both logs.
+            let is_ours = !result.as_ref().is_err_and(StoreError::is_in_use);
+            if let (Some(_), Some(conn), true) = (&lock, worker.desk.idle_conn(), is_ours) {
                 // So that an orderly close leaves one file.
                 match checkpoint::empty(conn) {
                     Ok(()) => worker.desk.redo.take().into_iter().for_each(Redo::remove),

@@ -29,6 +29,8 @@
 //!    good. What cannot be told from a power cut is a copy from the days of the last process, so young that
 //!    the log has not begun anew since: it is given what came after it.
 //! 6. A record that was synced, but not committed, gives its number to the next transaction that SQLite syncs.
+//! 7. The file is locked while it is used, so that no two processes write it, also where the
+//!    [lock file](super::lock) was deleted.
 //!
 //! It is assumed, as SQLite does by default, that a write that is torn spoils no byte it does not change: the
 //! block where a record ends is written again with the next one.
@@ -41,6 +43,9 @@ use std::path::{Path, PathBuf};
 
 use self::record::HEADER;
 pub(super) use self::record::{Logged, size};
+use super::fault::Fault;
+use super::lock;
+use crate::event::store::StoreError;
 use crate::event::store::record::NewEvent;
 
 /// The size of the file. With every event of 200 bytes alone some 2,700 of them, after which SQLite syncs its
@@ -68,40 +73,114 @@ pub(super) struct Redo {
     is_given_up: bool,
 }
 
-impl Redo {
-    /// The log of the database at `path`, empty: records of other epochs are void. Durable itself.
-    pub(super) fn create(path: &Path, epoch: i64) -> io::Result<Self> {
-        let readers = std::fs::metadata(path)?.permissions();
-        let path = file_of(path);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-            options.mode(readers.mode());
+/// What lies where the log belongs, before it is begun. Locked: there is no second process that writes it,
+/// whatever became of the [lock file](super::lock).
+#[derive(Debug)]
+pub(super) struct Found {
+    database: PathBuf,
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Found {
+    /// Beside the database at `path`, or says that another process has it.
+    pub(super) fn take(database: &Path) -> Result<Self, StoreError> {
+        let path = lock::side_file(database, "-log");
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        // To read is enough for what must be made good.
+        let file = match opened.or_else(|_| File::open(&path)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(StoreError::io(error)),
+        };
+        if let Some(file) = &file {
+            ours(file)?;
         }
-        let mut file = options.open(&path)?;
-        // What may not be read in the database may not be read here. It cannot be set by another than the
-        // owner, who has.
-        let _ = file.set_permissions(readers);
-        if file.metadata()?.len() != SIZE {
-            if let Err(error) = allocate(&mut file) {
-                // It must not keep what little room there is.
-                let _ = std::fs::remove_file(&path);
-                return Err(error);
-            }
-        }
-        sync_directory(&path)?;
         Ok(Self {
-            file,
+            database: database.to_owned(),
             path,
+            file: file.filter(is_linked),
+        })
+    }
+
+    /// The events of the records of `epoch` with numbers above `known`, in their order.
+    pub(super) fn read(&mut self, epoch: i64, known: i64) -> io::Result<Vec<Logged>> {
+        let mut bytes = Vec::new();
+        if let Some(file) = &mut self.file {
+            file.rewind()?;
+            file.take(SIZE).read_to_end(&mut bytes)?;
+        }
+        Ok(record::parse(&bytes, epoch, known))
+    }
+
+    /// Begins the log, empty: records of other epochs are void. Durable itself.
+    pub(super) fn begin(self, epoch: i64) -> Result<Redo, StoreError> {
+        let file = match self.file {
+            Some(file) => file,
+            None => create(&self.path, &self.database).map_err(Fault::from)?,
+        };
+        ours(&file)?;
+        let mut redo = Redo {
+            file,
+            path: self.path,
             epoch,
             last: 0,
             at: 0,
             record: Vec::new(),
             is_broken: false,
             is_given_up: false,
-        })
+        };
+        redo.prepare(&self.database).map_err(Fault::from)?;
+        Ok(redo)
+    }
+}
+
+fn create(path: &Path, database: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+        options.mode(std::fs::metadata(database)?.permissions().mode());
+    }
+    options.open(path)
+}
+
+/// Locks the file, if it is not.
+fn ours(file: &File) -> Result<(), StoreError> {
+    match lock::hold(file) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StoreError::in_use(None, None)),
+        Err(error) => Err(StoreError::io(error)),
+    }
+}
+
+/// Whether it still lies there: the last process has removed what it closed in order.
+#[cfg(unix)]
+fn is_linked(file: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().is_ok_and(|it| it.nlink() > 0)
+}
+
+#[cfg(not(unix))]
+fn is_linked(_: &File) -> bool {
+    true
+}
+
+impl Redo {
+    fn prepare(&mut self, database: &Path) -> io::Result<()> {
+        // What may not be read in the database may not be read here. It cannot be set by another than the
+        // owner, who has.
+        let readers = std::fs::metadata(database)?.permissions();
+        let _ = self.file.set_permissions(readers);
+        if self.file.metadata()?.len() != SIZE {
+            if let Err(error) = allocate(&mut self.file) {
+                // It must not keep what little room there is.
+                let _ = std::fs::remove_file(&self.path);
+                return Err(error);
+            }
+        }
+        sync_directory(&self.path)
     }
 
     /// Whether so many bytes of events ([`size`]) can be recorded now.
@@ -176,30 +255,15 @@ impl Redo {
 
     /// Everything is in the database.
     pub(super) fn remove(self) {
-        drop(self.file);
+        // Before it is closed, and thereby anybody's.
         let _ = std::fs::remove_file(self.path);
     }
-}
-
-/// The events of the records of `epoch` with numbers above `known`, in their order.
-pub(super) fn read(path: &Path, epoch: i64, known: i64) -> io::Result<Vec<Logged>> {
-    let mut bytes = Vec::new();
-    match File::open(file_of(path)) {
-        Ok(file) => file.take(SIZE).read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(error),
-    };
-    Ok(record::parse(&bytes, epoch, known))
-}
-
-/// `events.db` → `events.db-log`.
-fn file_of(path: &Path) -> PathBuf {
-    super::lock::side_file(&super::lock::real(path), "-log")
 }
 
 /// Writes every block of the file: allocated alone, each first write would have to be journalled.
 fn allocate(file: &mut File) -> io::Result<()> {
     file.set_len(0)?;
+    file.rewind()?;
     for _ in 0..SIZE / STEP as u64 {
         file.write_all(&[0; STEP])?;
     }
@@ -231,23 +295,27 @@ mod tests {
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("events.db");
         File::create(&path).unwrap();
-        let mut redo = Redo::create(&path, 7).unwrap();
+        let mut redo = Found::take(&path).unwrap().begin(7).unwrap();
+        let read = |known| {
+            let bytes = std::fs::read(lock::side_file(&path, "-log")).unwrap();
+            record::parse(&bytes, 7, known)
+        };
         let event = NewEvent::new("refused", "{}");
         redo.begin();
         redo.add(1, &event, 1);
         redo.sync().unwrap();
         assert!(!redo.fits(size(&event)));
-        assert_eq!(read(&path, 7, 0).unwrap().len(), 1);
+        assert_eq!(read(0).len(), 1);
 
         let void = redo.void().unwrap();
         redo.restart();
-        assert_eq!(read(&path, 7, void).unwrap(), []);
+        assert_eq!(read(void), []);
         redo.begin();
         redo.add(2, &event, 2);
         redo.sync().unwrap();
         redo.committed();
         assert_eq!(redo.void(), None);
-        assert_eq!(read(&path, 7, void).unwrap()[0].id, 2);
+        assert_eq!(read(void)[0].id, 2);
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

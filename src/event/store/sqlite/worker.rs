@@ -247,7 +247,7 @@ impl Worker {
                 is_suspect |= checkpoints.after_commit(conn);
             }
             if is_suspect {
-                self.desk.suspect();
+                self.desk.shared.suspect();
             }
         }
         let result = self
