@@ -94,7 +94,7 @@ impl Clock {
 }
 
 /// The number behind an [`Instant`](std::time::Instant): seconds and nanoseconds, as it hands them to a
-/// hasher. The difference of two instants is a `Duration`, with all the checks that it takes to make one: 45
+/// hasher. The difference of two instants is a `Duration`, with all the checks that it takes to make one: 38
 /// of 597 instructions of a task, and three times as many of a request that defers one.
 #[derive(Default)]
 struct Nanos(u64);

@@ -15,7 +15,6 @@ use super::Scope;
 use super::elsewhere::{Elsewhere, Stage};
 use super::ending::{Ending, Head, Known};
 use super::gate::{Gate, Refused};
-use super::release::By;
 use super::seen::Seen;
 use super::sweep::Progress;
 use crate::clock::Tick;
@@ -245,10 +244,11 @@ impl Collector {
     }
 
     /// The request is over: it registers nothing any more but through clones.
+    #[inline(always)]
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if self.joined.load(Ordering::SeqCst) {
-            self.gate.with(|_, beside| beside.elsewhere.move_to(None));
+            self.close_elsewhere();
         }
         let shared = self.scope().executor.shared();
         if self.answered.load(Ordering::Relaxed) {
@@ -256,6 +256,11 @@ impl Collector {
         } else {
             shared.request_answered(false);
         }
+    }
+
+    #[cold]
+    fn close_elsewhere(&self) {
+        self.gate.with(|_, beside| beside.elsewhere.move_to(None));
     }
 
     /// What became of the response, from the release on.
@@ -268,11 +273,6 @@ impl Collector {
 
     pub(super) fn origin(&self) -> Option<Arc<Origin>> {
         self.gate.with(|_, beside| beside.origin.clone())
-    }
-
-    /// Releases by force what is registered so far.
-    pub(crate) fn force(self: &Arc<Self>) -> usize {
-        self.release(By::Force)
     }
 
     /// Whether this is the executor of the request's outermost layer.
@@ -311,7 +311,7 @@ impl Collector {
     #[cfg(feature = "test-util")]
     pub(crate) fn release_as(self: &Arc<Self>, ending: Ending) {
         self.end(ending);
-        self.release(By::TheLast);
+        self.release_ended();
     }
 }
 
