@@ -5,9 +5,11 @@
 //!
 //! `cargo bench --bench last_byte`, or `-- quick`, or `-- 200 h2` for 200 requests in each cell whose name
 //! contains `h2`. Times are in milliseconds; "late" counts requests that took at least half of the task's time
-//! more than the median without a task. A time is worth what the machine's silence is worth: the columns without a task are
-//! there to be compared with. "overtaken" is an order and not a time, and holds on a noisy machine as
-//! well: requests whose last write to the socket came after their task had begun.
+//! more than the median without a task (in the columns without one: of the shorter task's time). A time is
+//! worth what the machine's silence is worth: the columns without a task are there to be compared with.
+//! "overtaken" is an order and not a time, and holds on a noisy machine as well: requests whose last write
+//! to the socket came after their task had begun. Only these can be late by their own task's doing; of
+//! the others the last line says how many were late because a thread waited for a core.
 //!
 //! Not a gate: it prints what it saw, and beside the target whether the medians meet it.
 #![expect(
@@ -16,13 +18,14 @@
 )]
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -43,6 +46,14 @@ use tower_defer_measure::{Arguments, Figure, Spread, Target};
 
 /// How long the task keeps its thread busy.
 const BUSY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(50)];
+
+/// By how much, without a task and with each: half of a task's time. Of the shorter one where there is none,
+/// so that what the machine does alone is counted as strictly.
+const LATE: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+];
 
 /// What a task may add to the median of a cell.
 const TARGET: Duration = Duration::from_millis(10);
@@ -135,6 +146,8 @@ struct Order {
     epoch: Instant,
     wrote: AtomicU64,
     began: AtomicU64,
+    /// The thread that serves, as `/proc` names it.
+    server: OnceLock<PathBuf>,
 }
 
 impl Order {
@@ -143,6 +156,7 @@ impl Order {
             epoch: Instant::now(),
             wrote: AtomicU64::new(0),
             began: AtomicU64::new(u64::MAX),
+            server: OnceLock::new(),
         })
     }
 
@@ -151,11 +165,30 @@ impl Order {
         event.store(nanos.expect("a short program"), Ordering::SeqCst);
     }
 
+    fn serves_here(&self) {
+        self.server
+            .get_or_init(|| std::fs::read_link("/proc/thread-self").unwrap_or_default());
+    }
+
+    /// So far, the thread that asks and the one that serves: how long they could have run and had no core.
+    fn waited(&self) -> Duration {
+        let server = self.server.get().map_or(Duration::ZERO, |it| waited(it));
+        waited(Path::new("thread-self")) + server
+    }
+
     /// Asked when the request and its task are over.
     fn overtaken(&self) -> bool {
         let began = self.began.swap(u64::MAX, Ordering::SeqCst);
         self.wrote.load(Ordering::SeqCst) > began
     }
+}
+
+/// A thread, for a core. Nothing where there is no `/proc`.
+fn waited(thread: &Path) -> Duration {
+    let file = Path::new("/proc").join(thread).join("schedstat");
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let nanos = text.split(' ').nth(1).and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
 }
 
 /// A socket that notes its writes.
@@ -235,6 +268,7 @@ fn serve(
             let (body, order) = (kind.body(&large), order.clone());
             let busy = request.uri().path().trim_start_matches('/').parse();
             let busy = Duration::from_millis(busy.expect("milliseconds"));
+            order.serves_here();
             async move {
                 if !busy.is_zero() {
                     let defer = Defer::from_extensions(request.extensions());
@@ -361,14 +395,16 @@ async fn repeat(
     for at in 0..count + 3 {
         // Another order each time, so that none always follows the same neighbour.
         for which in (0..3).map(|which| (which + at) % 3) {
+            let before = order.waited();
             let time = one([Duration::ZERO, BUSY[0], BUSY[1]][which]).await;
+            let waited = order.waited().saturating_sub(before);
             while executor.snapshot().outstanding > 0 {
                 tokio::time::sleep(Duration::from_micros(500)).await; // the task's own work
             }
-            let late = order.overtaken();
+            let overtaken = order.overtaken();
             if at >= 3 {
-                cell[which].times.push(time);
-                cell[which].overtaken += usize::from(late);
+                cell[which].requests.push(Answered { time, waited });
+                cell[which].overtaken += usize::from(overtaken);
             }
         }
         if began.elapsed() > CELL {
@@ -376,33 +412,74 @@ async fn repeat(
         }
     }
     cell.iter_mut()
-        .for_each(|times| times.times.sort_unstable());
+        .for_each(|times| times.requests.sort_unstable());
     cell
 }
 
 /// Without a task, with the shorter one, with the longer one.
 type Cell = [Times; 3];
 
-/// What was seen.
+/// What was seen, the shortest time first.
 #[derive(Default)]
 struct Times {
-    times: Vec<Duration>,
+    requests: Vec<Answered>,
     overtaken: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Answered {
+    time: Duration,
+    /// Of it, both threads together, for a core.
+    waited: Duration,
 }
 
 impl Times {
     fn median(&self) -> Duration {
-        self.times[self.times.len() / 2]
+        self.requests[self.requests.len() / 2].time
+    }
+
+    fn late(&self, late: Duration) -> impl Iterator<Item = &Answered> {
+        self.requests.iter().filter(move |it| it.time >= late)
     }
 
     fn columns(&self, late: Duration) -> String {
-        let late = self.times.iter().filter(|time| **time >= late).count();
-        let most = self.times[self.times.len() - 1];
+        let most = self.requests[self.requests.len() - 1].time;
+        let late = self.late(late).count();
         format!(
             "{:8.2} {:8.2} {late:4}",
             millis(self.median()),
             millis(most)
         )
+    }
+}
+
+/// Requests that were late, of all cells.
+#[derive(Default)]
+struct Late {
+    requests: usize,
+    late: usize,
+    /// Those in which waiting for a core made at least half of what they were late by.
+    waited: usize,
+}
+
+impl Late {
+    fn see(&mut self, times: &Times, usual: Duration, by: Duration) {
+        self.requests += times.requests.len();
+        for it in times.late(usual + by) {
+            self.late += 1;
+            self.waited += usize::from(it.waited >= (it.time - usual) / 2);
+        }
+    }
+}
+
+impl fmt::Display for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            requests,
+            late,
+            waited,
+        } = self;
+        write!(f, "{late} of {requests} ({waited} of them by waiting)")
     }
 }
 
@@ -429,7 +506,12 @@ fn main() {
     let mut words = arguments.words.iter();
     let only = words.find(|word| word.parse::<usize>().is_err());
 
-    println!("client's time to the last byte, ms; {count} requests a cell");
+    println!(
+        "client's time to the last byte, ms; {count} requests a cell; late: {} ms or more above the median \
+         without a task; {} ms with one of 50 ms",
+        LATE[0].as_millis(),
+        LATE[2].as_millis()
+    );
     println!(
         "{:34} {:^22}   {:^42}   {:^42}",
         "", "without a task", "with one of 20 ms", "with one of 50 ms"
@@ -440,6 +522,7 @@ fn main() {
         "", "overtaken", "overtaken"
     );
     let mut worst = BUSY.map(|busy| (busy, Added::default()));
+    let mut late = [(); 3].map(|()| Late::default());
     for protocol in [Protocol::Http1, Protocol::Http2] {
         for flavor in [Flavor::CurrentThread, Flavor::MultiThread] {
             for kind in KINDS {
@@ -456,19 +539,29 @@ fn main() {
                 if only.is_some_and(|only| !name.contains(only.as_str())) {
                     continue;
                 }
-                let [without, shorter, longer] = cell(protocol, flavor, kind, count);
-                let usual = without.median();
-                let mut row = format!("{name:34} {}", without.columns(usual + BUSY[1] / 2));
-                for ((busy, worst), with) in worst.iter_mut().zip([shorter, longer]) {
-                    let late = with.columns(usual + *busy / 2);
-                    let (overtaken, of) = (with.overtaken, with.times.len());
-                    let _ = write!(row, "   {late} {overtaken:11} of {of:3}");
+                let cell = cell(protocol, flavor, kind, count);
+                let usual = cell[0].median();
+                for ((late, times), by) in late.iter_mut().zip(&cell).zip(LATE) {
+                    late.see(times, usual, by);
+                }
+                let [without, with @ ..] = cell;
+                let mut row = format!("{name:34} {}", without.columns(usual + LATE[0]));
+                for (((_, worst), with), late) in worst.iter_mut().zip(with).zip(&LATE[1..]) {
+                    let columns = with.columns(usual + *late);
+                    let (overtaken, of) = (with.overtaken, with.requests.len());
+                    let _ = write!(row, "   {columns} {overtaken:11} of {of:3}");
                     worst.see(&name, usual, &with);
                 }
                 println!("{row}");
             }
         }
     }
+    let [without, shorter, longer] = late;
+    println!(
+        "\nlate without a task: {without}; with one of 20 ms: {shorter}; with one of 50 ms: {longer}. By waiting: \
+         at least half of what the request was late by, the client's thread and the server's, ready to run, \
+         had no core."
+    );
     println!();
     for (busy, worst) in worst {
         println!("{}", worst.figure(busy));
@@ -490,7 +583,7 @@ impl Added {
     fn see(&mut self, cell: &str, without: Duration, with: &Times) {
         self.cells += 1;
         self.overtaken += with.overtaken;
-        self.requests += with.times.len();
+        self.requests += with.requests.len();
         let by = with.median().saturating_sub(without);
         if by >= self.with.saturating_sub(self.without) {
             self.cell = cell.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -13,6 +13,7 @@
 //! … -- signup.db list --subscriber newsletter
 //! … -- signup.db replay --name list-0-is-back --subscriber newsletter
 //! … -- signup.db discard --subscriber newsletter --error-group 'the newsletter has no list #'
+//! … -- signup.db discard --state parked --subscriber one-that-is-gone
 //! ```
 //!
 //! A replay that was cut short goes on under its name; a running server finds it within 5 s. The tool
@@ -39,8 +40,9 @@ usage: deliveries FILE COMMAND
   group                         what failed for good, by subscriber and error
   replay --name NAME            starts dead letters again: under one name each
                                 at most once, however often it is called
-  discard [--all]               dead letters become history; without a filter
-                                it wants --all
+  discard [--all] [--state parked]
+                                dead letters, or what is parked, become history;
+                                without a filter it wants --all
 
 which ones: --subscriber NAME  --event NAME  --error-group GROUP (see group)
 how many:   --limit N (list and group: 100, replay and discard: no limit)";
@@ -144,7 +146,7 @@ fn understand(words: &[String]) -> Result<Order, Failure> {
                 let limit = value()?.parse();
                 order.limit = Some(limit.map_err(|_| usage("--limit takes a number"))?);
             }
-            "--state" if verb == Verb::List => {
+            "--state" if matches!(verb, Verb::List | Verb::Discard) => {
                 let state = State::from_name(value()?).ok_or_else(|| usage("no such state"));
                 order.state = state?;
             }
@@ -155,6 +157,11 @@ fn understand(words: &[String]) -> Result<Order, Failure> {
     }
     if verb == Verb::Replay && order.name.is_empty() {
         return Err(usage("a replay needs a --name, to be called again by"));
+    }
+    if verb == Verb::Discard && !matches!(order.state, State::Discarded | State::Parked) {
+        return Err(usage(
+            "only dead letters and what is parked can be discarded",
+        ));
     }
     if verb == Verb::Discard && !order.all && order.filter == Filter::default() {
         return Err(usage("say which ones, or --all"));
@@ -204,7 +211,10 @@ fn carry_out(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
             )?;
         }
         Verb::Discard => {
-            let page = |limit| store.discard(&order.filter, limit, now_ms());
+            let page = |limit| match order.state {
+                State::Parked => store.discard_parked(&order.filter, limit, now_ms()),
+                _ => store.discard(&order.filter, limit, now_ms()),
+            };
             let discarded = in_pages(order.limit, page)?;
             writeln!(out, "discarded: {discarded}")?;
         }

@@ -326,6 +326,49 @@ fn case_36_a_renamed_event_is_delivered_under_its_old_name() {
     });
 }
 
+/// What is parked for code that nobody will bring back goes, when somebody says so.
+#[test]
+fn what_is_parked_can_be_discarded_and_is_not_begun_again() {
+    once(|_| async move {
+        let file = File::new("parked-discarded");
+        let book = Book::new();
+        let (old, executor) = reopened(&file, self::events(&book, &["books", "audit"])).await;
+        executor.drain(Duration::from_secs(10)).await;
+        for id in 1..=3 {
+            old.emit(Paid { id }).recorded().await.expect("recorded");
+        }
+        drop((old, executor));
+
+        let (without, executor) = reopened(&file, self::events(&book, &["books"])).await;
+        assert_eq!(until_parked(&without, 3).await.len(), 3);
+        book.awaits("books", 3).await;
+        soon("idle", executor.idle()).await;
+        let letters = without.dead_letters();
+        let of = |name: &str| Filter {
+            subscriber: Some(name.into()),
+            ..Filter::default()
+        };
+        assert_eq!(letters.discard_parked(&of("books")).await.expect("none"), 0);
+        assert_eq!(letters.discard(&of("audit")).await.expect("none"), 0);
+        assert_eq!(letters.discard_parked(&of("audit")).await.expect("all"), 3);
+        let counts = without.counts().await.expect("counts");
+        assert_eq!((counts.parked, counts.finished), (0, 6), "{counts:?}");
+        drop(letters);
+        shut(without, executor).await;
+
+        // The code came back all the same, too late.
+        let (back, executor) = reopened(&file, self::events(&book, &["books", "audit"])).await;
+        back.emit(Paid { id: 4 })
+            .recorded()
+            .await
+            .expect("recorded");
+        book.awaits("audit", 1).await;
+        soon("idle", executor.idle()).await;
+        assert_eq!(book.ids("audit"), [4]);
+        shut(back, executor).await;
+    });
+}
+
 async fn until_parked(
     events: &Events<Book>,
     count: usize,

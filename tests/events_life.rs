@@ -10,7 +10,9 @@ mod support;
 
 use std::time::{Duration, SystemTime};
 
-use tower_defer::event::store::{AttemptToken, EventId, Memory, Settle, Settled, Store};
+use tower_defer::event::store::{
+    AttemptToken, EventId, Memory, NewEvent, Settle, Settled, Start, Store,
+};
 use tower_defer::event::{Emit, Events, Unheard};
 use tower_defer::{DeferLayer, Executor, Retry, Snapshot, When};
 
@@ -413,6 +415,84 @@ fn a_runtime_that_ends_in_the_middle_takes_no_attempt_with_it() {
             book.runs()
         );
     });
+}
+
+/// Events on the file, and a delivery of each of these that is due.
+async fn with_due(file: &File, book: &Book, ids: &[i64]) -> Events<Book> {
+    let store = file.open().await;
+    let due = |id: &i64| NewEvent::new("order.paid", format!("{{\"id\":{id}}}"));
+    let due = ids.iter().map(|id| due(id).deliver("books", Start::At(1)));
+    store.append(due.collect(), 1).await.expect("recorded");
+    events(book, &["books"])
+        .executor(&Executor::new())
+        .store(store)
+}
+
+/// And on another runtime all of them are done.
+fn done_on_another_runtime(events: &Events<Book>, book: &Book, ids: &[i64]) {
+    book.act("books", Act::Well);
+    Flavor::CurrentThread.build().block_on(async {
+        events.start();
+        soon("all of them", async {
+            while events.counts().await.expect("counts").finished < ids.len() as u64 {
+                tokio::time::sleep(Duration::from_millis(1)).await; // the probe's pause
+            }
+        })
+        .await;
+        assert!(book.of("books").iter().all(|run| run.attempt == 1));
+    });
+}
+
+#[test]
+fn a_runtime_that_ends_during_a_claim_leaves_nothing_claimed() {
+    let file = File::new("runtime-claim");
+    let book = Book::new();
+    let first = Flavor::MultiThread(2).build();
+    let shell = look_into(&file.path());
+    let events = first.block_on(async {
+        let events = with_due(&file, &book, &[1, 2, 3]).await;
+        shell.execute_batch("BEGIN IMMEDIATE").expect("locked");
+        events.start();
+        // It is in the writer's hands.
+        eventually("a claim that waits", || {
+            events.health().expect("a store").trouble.is_some()
+        })
+        .await;
+        events
+    });
+    drop(first);
+    shell.execute_batch("COMMIT").expect("free");
+    done_on_another_runtime(&events, &book, &[1, 2, 3]);
+}
+
+#[test]
+fn a_runtime_that_ends_before_a_suspect_has_started_leaves_it_to_the_next() {
+    let file = File::new("runtime-suspect");
+    let book = Book::new();
+    book.act("books", Act::Never);
+    let first = Flavor::MultiThread(2).build();
+    let events = first.block_on(async {
+        let events = with_due(&file, &book, &[1, 2, 3]).await;
+        look_into(&file.path())
+            .execute(
+                "UPDATE defer_deliveries SET crashes = 2 WHERE event = 3",
+                [],
+            )
+            .expect("a suspect");
+        events.start();
+        book.awaits("books", 2).await;
+        // Claimed, it waits until the others are through.
+        soon("the suspect", async {
+            while events.counts().await.expect("counts").running < 3 {
+                tokio::time::sleep(Duration::from_millis(1)).await; // the probe's pause
+            }
+        })
+        .await;
+        assert_eq!(book.count("books"), 2);
+        events
+    });
+    drop(first);
+    done_on_another_runtime(&events, &book, &[1, 2, 3]);
 }
 
 #[test]

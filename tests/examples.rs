@@ -216,7 +216,35 @@ fn deliveries_looks_into_a_file_that_a_server_has_open_and_moves_its_dead_letter
     assert!(counts.contains("discarded 0\nfinished  3\n"), "{counts}");
     example.get_until("/status", |body| body.contains("finished: 3,"));
     example.terminate();
+
+    park(&file);
+    let (code, _, complaint) = tool(&["discard", "--all", "--state", "queued"]);
+    assert_eq!(code, Some(2), "{complaint}");
+    assert_eq!(
+        tool(&["discard", "--all", "--state", "parked"]).1,
+        "discarded: 1\n"
+    );
+    let (_, counts, _) = tool(&["counts"]);
+    assert!(counts.contains("parked    0\ndiscarded 0\nfinished  4\n"));
     remove(&file);
+}
+
+/// Leaves a delivery that nobody can run.
+fn park(file: &Path) {
+    use tower_defer::event::store::{NewEvent, Settle, Sqlite, Start, Store};
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(async {
+        let store = Sqlite::open(file).expect("nobody has it");
+        let event = NewEvent::new("a", "{}").deliver("gone", Start::At(0));
+        store.append(vec![event], 0).await.expect("recorded");
+        let [claimed] = &store.claim(1, 0).await.expect("claimed")[..] else {
+            panic!("it is due");
+        };
+        let (reason, error) = ("unknown_subscriber".to_owned(), String::new());
+        let settles = vec![(claimed.token.clone(), Settle::Park { reason, error })];
+        store.settle(settles, 0).await.expect("settled");
+        store.close().await.expect("closed");
+    });
 }
 
 const SIGN_UP: &str = "POST /users HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\

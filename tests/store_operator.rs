@@ -311,6 +311,32 @@ async fn an_operator_runs_nothing_and_stands_in_nobodys_way() {
     assert_eq!(operator.counts().unwrap(), store.counts().await.unwrap());
 }
 
+#[tokio::test]
+async fn what_is_parked_is_discarded_beside_the_server() {
+    let scratch = Scratch::new("operator");
+    let path = scratch.path("events.db");
+    let store = Sqlite::open(&path).unwrap();
+    let events = ["gone", "gone", "mail"].map(|subscriber| event("a", subscriber, 0));
+    store.append(events.into(), 0).await.unwrap();
+    let park = |it: tower_defer::event::store::Claimed| {
+        let (reason, error) = ("unknown_subscriber".to_owned(), String::new());
+        (it.token, Settle::Park { reason, error })
+    };
+    let claimed = store.claim(3, 0).await.unwrap();
+    store
+        .settle(claimed.into_iter().map(park).collect(), 1)
+        .await
+        .unwrap();
+    let mut operator = SqliteOperator::open(&path).unwrap();
+    assert_eq!(operator.discard(&Filter::default(), 9, 2).unwrap(), 0);
+    let gone = of("gone");
+    assert_eq!(operator.discard_parked(&gone, 1, 2).unwrap(), 1);
+    assert_eq!(operator.discard_parked(&gone, 9, 2).unwrap(), 1);
+    let counts = store.counts().await.unwrap();
+    assert_eq!((counts.parked, counts.finished), (1, 2));
+    store.close().await.unwrap();
+}
+
 #[test]
 fn what_is_no_store_is_called_so_and_left_alone() {
     let scratch = Scratch::new("operator");

@@ -9,13 +9,15 @@ mod image;
 mod scratch;
 
 use std::process::Command;
+use std::task::Poll;
 use std::time::Duration;
 
 use event::event;
 use rusqlite::Connection;
 use scratch::Scratch;
 use tower_defer::event::store::{
-    DAMAGED, Filter, Settle, Settled, Sqlite, SqliteOptions, State, Store, StoreError,
+    Claimed, DAMAGED, Filter, NewEvent, Settle, Settled, Sqlite, SqliteOptions, Start, State,
+    Store, StoreError,
 };
 
 #[tokio::test]
@@ -193,6 +195,61 @@ async fn finished_deliveries_leave_the_hot_table() {
         (count("defer_deliveries"), count("defer_history")),
         (0, 100)
     );
+}
+
+/// Nobody waits any more for a claim, or for an append that claims: while it is being made, or when its
+/// answer is there. What was claimed is due again, in a process that lives on and asks for nothing.
+#[tokio::test]
+async fn what_was_claimed_for_nobody_is_handed_back() {
+    let scratch = Scratch::new("nobody");
+    let path = scratch.path("events.db");
+    let store = Sqlite::open(&path).unwrap();
+    let due = |name: &str| event(name, "mail", 1);
+    let mine = |name: &str| NewEvent::new(name, "{}").deliver("mail", Start::Claimed);
+    for (round, is_answered) in [false, true].into_iter().enumerate() {
+        store.append(vec![due("due")], 1).await.unwrap();
+        let shell = Connection::open(&path).unwrap();
+        shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut claim = store.claim(10, 2);
+        let mut append = store.append(vec![mine("mine")], 2);
+        // Both are in the writer's hands.
+        std::future::poll_fn(|context| {
+            assert!(claim.as_mut().poll(context).is_pending());
+            assert!(append.as_mut().poll(context).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        eventually(&mut std::future::pending::<()>(), || store.health().trouble).await;
+        let counted = async |wanted: [u64; 2]| {
+            for _ in 0..60_000 {
+                let counts = store.counts().await.unwrap();
+                if [counts.queued, counts.running] == wanted {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await; // the probe's pause
+            }
+            panic!("{:?} in place of {wanted:?}", store.counts().await);
+        };
+        if is_answered {
+            shell.execute_batch("COMMIT").unwrap();
+            counted([0, 2]).await;
+            drop((claim, append));
+        } else {
+            drop((claim, append));
+            shell.execute_batch("COMMIT").unwrap();
+        }
+        counted([2, 0]).await;
+        tokio::time::timeout(Duration::from_secs(60), store.wakeups().notified())
+            .await
+            .expect("whoever claims is told");
+        let claimed = store.claim(10, 3).await.unwrap();
+        assert_eq!(claimed.len(), 2, "in round {round}");
+        assert!(claimed.iter().all(|it| (it.attempt, it.crashes) == (1, 0)));
+        let complete = |it: Claimed| (it.token, Settle::Complete);
+        let settles = claimed.into_iter().map(complete).collect();
+        store.settle(settles, 4).await.unwrap();
+    }
+    store.close().await.unwrap();
 }
 
 /// A foreign transaction, held until we have seen that it is reported: appends wait, nothing

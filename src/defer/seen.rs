@@ -23,7 +23,14 @@
 //!
 //! What does not fit into the socket is written when the client has read; so this is said only of what
 //! does ([`AT_ONCE`]). It is also not said before the head: a future that was dropped may be answered by
-//! an outer layer, and no frame has shown yet who sends it.
+//! an outer layer, and no frame has shown yet who sends it. Nor where the connection's task has used up its
+//! turn, by what its handler awaited: then tokio's socket lets it write nothing before its next one.
+//!
+//! It is not true, and cannot be seen from here, of connections that hold back what was flushed: with hyper's
+//! `pipeline_flush(true)` the responses to pipelined requests, and what another task carries to the network (a
+//! pipe within the process, a stream of a multiplexed connection). README.md, "Limits", says so.
+
+use tokio::task::coop;
 
 use crate::response::BodySeen;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -120,7 +127,7 @@ impl Seen {
     /// Whether the response's bytes, so many, are written before another task of the same thread is
     /// polled.
     pub(super) fn is_written_at_once(&self, bytes: u64) -> bool {
-        self.has(Mark::HTTP1) && bytes <= AT_ONCE
+        self.has(Mark::HTTP1) && bytes <= AT_ONCE && coop::has_budget_remaining()
     }
 
     fn marks(&self) -> Mark {

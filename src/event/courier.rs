@@ -9,6 +9,7 @@
 //! 4. A delivery of a request whose response is not out waits with that request, also when the store
 //!    hands it out before.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
@@ -165,17 +166,21 @@ impl Core {
         if claimed.is_empty() {
             return Ok(Next::Wait(BREATH));
         }
+        let mut claims = InHand {
+            core: self,
+            claimed: claimed.into(),
+        };
         // Recordings that were under way have said by then whose deliveries these are.
         drop(self.recording.write().await);
-        let alone = claimed.iter().any(|delivery| delivery.crashes >= SUSPECT);
-        for delivery in claimed {
-            let Some(room) = rooms.pop() else { break };
-            if alone {
-                rooms.clear();
-                self.start_alone(delivery, room).await;
-                break;
-            }
-            self.start(delivery, room);
+        let suspect = claims.claimed.iter().find(|it| it.crashes >= SUSPECT);
+        if let Some(suspect) = suspect {
+            rooms.truncate(1);
+            let _closed = self.window.close();
+            self.make_way(suspect).await;
+            claims.start(&mut rooms);
+            self.come_back(0).await;
+        } else {
+            claims.start(&mut rooms);
         }
         Ok(Next::Claim)
     }
@@ -183,13 +188,10 @@ impl Core {
     /// The process died twice while this ran, and once more makes a dead letter of it. So that it is
     /// not blamed for another's doing, it has the process for itself: nothing is lent meanwhile, and
     /// what is lent has a while to come back.
-    async fn start_alone(self: &Arc<Self>, delivery: Claimed, room: Room) {
-        let _closed = self.window.close();
+    async fn make_way(&self, delivery: &Claimed) {
         let event = &delivery.event;
         observe::suspect(delivery.token.subscriber(), &event.name, delivery.crashes);
         self.come_back(1).await;
-        self.start(delivery, room);
-        self.come_back(0).await;
     }
 
     /// Until no more than so many are lent, or [`ALONE`] has passed.
@@ -272,5 +274,35 @@ impl Core {
             }
         }
         Ok(Next::Claim)
+    }
+}
+
+/// What was claimed and has not started. What is left of it when the courier's runtime ends is handed back.
+struct InHand<'a> {
+    core: &'a Arc<Core>,
+    claimed: VecDeque<Claimed>,
+}
+
+impl InHand<'_> {
+    /// As far as there is room, which is all that was asked for.
+    fn start(&mut self, rooms: &mut Vec<Room>) {
+        for room in rooms.drain(..) {
+            let Some(delivery) = self.claimed.pop_front() else {
+                return;
+            };
+            self.core.start(delivery, room);
+        }
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        for delivery in self.claimed.drain(..) {
+            self.core.settle(Settlement {
+                token: delivery.token,
+                settle: Settle::Release,
+                _room: None,
+            });
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::hub::Hub;
-use super::store::{Cursor, Filter, Group, Listed, Replay, State, StoreError};
+use super::store::{Cursor, Filter, Group, Listed, Replay, State, StoreError, StoreFuture};
 use crate::clock;
 use crate::sync::Arc;
 
@@ -111,14 +111,35 @@ impl DeliveryLetters {
     /// Dropping the future ends it; what was discarded stays so.
     pub async fn discard(&self, filter: &Filter) -> Result<u64, StoreError> {
         let store = self.hub.store()?;
-        let mut all = 0;
-        loop {
-            let now_ms = clock::unix_ms(clock::wall_now());
-            let discarded = store.discard(filter.clone(), PAGE, now_ms).await?;
-            all += discarded;
-            if discarded < PAGE as u64 {
-                return Ok(all);
-            }
+        let step = |now_ms| store.discard(filter.clone(), PAGE, now_ms);
+        in_pages(step).await
+    }
+
+    /// Discards [parked](Self::parked) deliveries that match: code that nobody will bring back. They become
+    /// history, so that they are not given to the subscriber again. Returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be made durable, or there is no store; what was discarded before stays so.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends it; what was discarded stays so.
+    pub async fn discard_parked(&self, filter: &Filter) -> Result<u64, StoreError> {
+        let store = self.hub.store()?;
+        let step = |now_ms| store.discard_parked(filter.clone(), PAGE, now_ms);
+        in_pages(step).await
+    }
+}
+
+/// Until a step finds less than it might.
+async fn in_pages<'a>(step: impl Fn(i64) -> StoreFuture<'a, u64>) -> Result<u64, StoreError> {
+    let mut all = 0;
+    loop {
+        let done = step(clock::unix_ms(clock::wall_now())).await?;
+        all += done;
+        if done < PAGE as u64 {
+            return Ok(all);
         }
     }
 }

@@ -80,6 +80,8 @@ pub(crate) enum Next<T> {
     /// And whether it leaves others behind for a worker that is to be [told](Queue::poke) before.
     Run(T, bool),
     YieldFirst,
+    /// After many in a row. Nobody's bytes are waited for: one turn is enough.
+    YieldOnce,
     /// It is parked.
     Park,
     /// It was parked, and has been retired.
@@ -157,11 +159,15 @@ impl<T: Link> Queue<T> {
         let next = match due {
             Some(item) => Some(item),
             None if state.ready.is_empty() && state.due.is_empty() => None,
-            None if !fair || (state.taken >= worker.seen && state.taken < state.others_first) => {
+            None if state.taken >= worker.seen && state.taken < state.others_first => {
                 // Invariant 6.
                 worker.seen = state.pushed;
                 worker.in_a_row = 0;
                 return Next::YieldFirst;
+            }
+            None if !fair => {
+                worker.in_a_row = 0;
+                return Next::YieldOnce;
             }
             None => {
                 state.taken += 1;

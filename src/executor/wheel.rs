@@ -139,6 +139,9 @@ impl<T> Wheel<T> {
     /// The things of the earliest millisecond, in the order in which they came, if that is not after `now`.
     pub(super) fn take(&mut self, now: Tick) -> Option<Slot<T>> {
         let now = now.millis();
+        if now < self.now {
+            self.go_back(now);
+        }
         loop {
             let Some(first) = self.first().filter(|first| first.start <= now) else {
                 // Not into a slot of a higher level: those begin later.
@@ -157,6 +160,17 @@ impl<T> Wheel<T> {
                 self.place(at, thing);
             }
         }
+    }
+
+    /// The time of a paused runtime was ahead, and has gone with it.
+    #[cold]
+    fn go_back(&mut self, now: u64) {
+        let mut all = Vec::with_capacity(self.len);
+        self.empty(|at, thing| all.push((at, thing)));
+        self.now = now;
+        // Those of one millisecond stay in their order.
+        all.into_iter()
+            .for_each(|(at, thing)| self.insert(at, thing));
     }
 
     /// Takes all of them out, in no order.
@@ -243,6 +257,13 @@ mod tests {
         }
         assert_eq!(wheel.next(), Some(Tick::from_millis(1_000)));
         assert_eq!(due(&mut wheel, 1_000), [(10, 1), (1_000, 2)]);
+        // Also where the clock is another one, which is behind.
+        assert!(wheel.take(Tick::from_millis(500)).is_none());
+        for (at, number) in [(600, 4), (600, 5)] {
+            wheel.insert(Tick::from_millis(at), number);
+        }
+        assert_eq!(wheel.next(), Some(Tick::from_millis(576)));
+        assert_eq!(due(&mut wheel, 700), [(600, 4), (600, 5)]);
         let mut rest = Vec::new();
         wheel.empty(|at, thing| rest.push((at, thing)));
         assert_eq!(rest, [(Tick::from_millis(1_001), 3)]);

@@ -61,7 +61,9 @@ impl TokenBucket {
 
     /// Takes a token, or says when there will be one.
     pub(crate) fn take(&mut self, now: Tick) -> Result<(), Tick> {
-        let full_at = self.full_at.max(now);
+        // Never later than when it is empty now: the time of a paused runtime was ahead, and has gone with it.
+        let empty = now.saturating_add(self.burst).saturating_add(self.interval);
+        let full_at = self.full_at.min(empty).max(now);
         if full_at.since(now) > self.burst {
             return Err(full_at.saturating_sub(self.burst));
         }
@@ -90,5 +92,8 @@ mod tests {
         }
         let later = now.saturating_add(Duration::from_secs(60));
         assert_eq!((0..9).take_while(|_| bucket.take(later).is_ok()).count(), 3);
+        // The clock of the next runtime is behind.
+        let next = bucket.take(start).expect_err("the bucket is empty");
+        assert_eq!(next.since(start), Duration::from_millis(100));
     }
 }

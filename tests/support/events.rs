@@ -489,6 +489,10 @@ impl Store for Tap {
         self.0.store.discard(filter, limit, now_ms)
     }
 
+    fn discard_parked(&self, filter: Filter, limit: usize, now_ms: i64) -> StoreFuture<'_, u64> {
+        self.0.store.discard_parked(filter, limit, now_ms)
+    }
+
     fn add_past(&self, past: AddPast, now_ms: i64) -> StoreFuture<'_, Walked> {
         self.0.store.add_past(past, now_ms)
     }

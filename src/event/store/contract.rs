@@ -62,7 +62,7 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 ///     its identity and begins with attempt 1.
 /// 13. **Discarding dead letters** moves exactly those that match into history.
 /// 14. **Parked deliveries wait**, are never claimed, can be listed, and go on when they are
-///     unparked, under another subscriber's name if it was renamed.
+///     unparked, under another subscriber's name if it was renamed, or are discarded, into history.
 /// 15. **A new subscriber can be given the past**, and gets no event twice.
 /// 16. **Nothing is pruned without a policy**, and what is unfinished or dead never is.
 /// 17. **Counts tell the truth**: every delivery is in exactly one state.
@@ -76,8 +76,8 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// # Cancel safety
 ///
 /// Dropping a future before it was first polled does nothing. Later, the request may already be
-/// in the store's hands, and is then carried out all the same: a batch is recorded, a claim is
-/// made (and comes back only after a restart, so do not drop the future of a claim).
+/// in the store's hands, and is then carried out all the same: a batch is recorded. What was claimed
+/// for an answer that nobody takes is handed back, as by a release.
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Records a batch (promises 1, 2). The receipts are in the order of the events.
     ///
@@ -159,6 +159,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     ///
     /// When it could not be made durable; nothing was discarded.
     fn discard(&self, filter: Filter, limit: usize, now_ms: i64) -> StoreFuture<'_, u64>;
+
+    /// Discards parked deliveries that match, at most `limit` (promise 14). Returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be made durable; nothing was discarded.
+    fn discard_parked(&self, filter: Filter, limit: usize, now_ms: i64) -> StoreFuture<'_, u64>;
 
     /// Gives past events to a subscriber (promise 15), due at once.
     ///

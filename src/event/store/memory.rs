@@ -163,15 +163,13 @@ impl Store for Memory {
 
     fn discard(&self, filter: Filter, limit: usize, _now_ms: i64) -> StoreFuture<'_, u64> {
         self.step(false, move |room| {
-            let letters = room.matching(State::Discarded, &filter);
-            let mut count = 0;
-            for letter in letters.into_iter().take(limit) {
-                let key = (letter.event, letter.subscriber);
-                room.dead.remove(&key);
-                room.history.insert(key);
-                count += 1;
-            }
-            Ok(count)
+            Ok(room.discard(State::Discarded, &filter, limit))
+        })
+    }
+
+    fn discard_parked(&self, filter: Filter, limit: usize, _now_ms: i64) -> StoreFuture<'_, u64> {
+        self.step(false, move |room| {
+            Ok(room.discard(State::Parked, &filter, limit))
         })
     }
 

@@ -153,6 +153,8 @@ impl Crew {
                         return self.leave(&me);
                     }
                 }
+                // Not reached: that takes more items than a model has.
+                Next::YieldOnce => {}
                 Next::YieldFirst => {
                     if habit == Habit::LeaveAtYield {
                         return self.leave(&me);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Harness, append, claim, discard, names, settle};
-use crate::event::store::{Filter, Replay, Settle, State, Store};
+use crate::event::store::{AddPast, Filter, Replay, Settle, State, Store};
 
 /// Appends `count` events and lets the delivery of each end as a dead letter.
 async fn kill(store: &impl Store, count: usize, subscriber: &str, error: &str, now_ms: i64) {
@@ -198,6 +198,54 @@ pub async fn promise_13_discard_takes_exactly_what_matches(harness: &impl Harnes
     let counts = store.counts().await.unwrap();
     assert_eq!((counts.discarded, counts.finished), (2, 5));
     assert_eq!(counts.events, 7, "an event went with its dead letter");
+}
+
+/// Promise 14: those that match become history, and nothing else of their event does.
+pub async fn promise_14_parked_deliveries_can_be_discarded(harness: &impl Harness) {
+    let store = harness.open().await;
+    for _ in 0..3 {
+        append(&store, "one", &["gone", "mail", "failed", "waits"], 1).await;
+    }
+    for claimed in claim(&store, 12, 1).await {
+        let end = match &**claimed.token.subscriber() {
+            "failed" => discard("fatal", "no"),
+            "waits" => Settle::Release,
+            subscriber => Settle::Park {
+                reason: format!("unknown {subscriber}"),
+                error: "gone".into(),
+            },
+        };
+        settle(&store, &claimed, end, 2).await;
+    }
+    let gone = Filter {
+        subscriber: Some("gone".into()),
+        reason: Some("unknown gone".into()),
+        ..Filter::default()
+    };
+    let discard = |filter: &Filter, limit| store.discard_parked(filter.clone(), limit, 3);
+    assert_eq!(discard(&gone, 2).await.unwrap(), 2);
+    assert_eq!(discard(&gone, 2).await.unwrap(), 1);
+    assert_eq!(discard(&gone, 2).await.unwrap(), 0);
+    let counts = store.counts().await.unwrap();
+    assert_eq!((counts.parked, counts.finished), (3, 3));
+    assert_eq!((counts.discarded, counts.queued), (3, 3));
+    // For good: neither is it unparked, nor given to the subscriber once more.
+    let store = harness.crash(&store).await;
+    assert_eq!(store.unpark(gone, None, 10, 4).await.unwrap(), 0);
+    let past = AddPast {
+        event_name: "one".into(),
+        since_ms: 0,
+        subscriber: "gone".into(),
+        aliases: Vec::new(),
+        after: None,
+        limit: 10,
+    };
+    assert_eq!(store.add_past(past, 5).await.unwrap().added, 0);
+    let all = Filter::default();
+    assert_eq!(store.discard_parked(all, 10, 6).await.unwrap(), 3);
+    let counts = store.counts().await.unwrap();
+    assert_eq!((counts.parked, counts.finished), (0, 6));
+    assert_eq!((counts.discarded, counts.queued), (3, 3));
 }
 
 /// Promise 14.

@@ -48,7 +48,8 @@ pub use self::keeping::{
 };
 pub use self::letters::{
     promise_11_dead_letters_stay, promise_12_replay_is_idempotent_by_name,
-    promise_13_discard_takes_exactly_what_matches, promise_14_parked_deliveries_wait,
+    promise_13_discard_takes_exactly_what_matches, promise_14_parked_deliveries_can_be_discarded,
+    promise_14_parked_deliveries_wait,
 };
 use super::{Claimed, NewEvent, Settle, Settled, Start, Store};
 
@@ -85,6 +86,7 @@ macro_rules! store_conformance {
             promise_11_dead_letters_stay
             promise_12_replay_is_idempotent_by_name
             promise_13_discard_takes_exactly_what_matches
+            promise_14_parked_deliveries_can_be_discarded
             promise_14_parked_deliveries_wait
             promise_15_a_subscriber_gets_the_past_once
             promise_16_a_policy_prunes_step_by_step

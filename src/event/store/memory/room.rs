@@ -201,6 +201,19 @@ impl Room {
         count
     }
 
+    /// Of dead letters or parked deliveries.
+    pub(super) fn discard(&mut self, state: State, filter: &Filter, limit: usize) -> u64 {
+        let mut count = 0;
+        for it in self.matching(state, filter).into_iter().take(limit) {
+            let key = (it.event, it.subscriber);
+            self.dead.remove(&key);
+            self.unfinished.remove(&key);
+            self.history.insert(key);
+            count += 1;
+        }
+        count
+    }
+
     pub(super) fn unpark(
         &mut self,
         filter: &Filter,

@@ -24,7 +24,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use tokio::sync::Notify;
 
 use super::checkpoint;
 use super::connection::{self, Access, LOCK_STEP_MS};
@@ -33,10 +32,10 @@ use super::flow;
 use super::redo::Redo;
 use super::row::Key;
 use super::schema;
+use super::shared::Shared;
 use super::tally::Tally;
 use crate::event::store::StoreError;
-use crate::event::store::query::{Health, Trouble};
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::event::store::query::Trouble;
 
 /// How many deliveries may be skipped because their pages are damaged. A file that has more of them
 /// needs a repair: then the claim fails and says so.
@@ -51,27 +50,6 @@ pub(super) enum Durable {
     Events(usize),
     /// The power.
     Yes,
-}
-
-/// What a store's threads and its handle share.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    pub(super) health: Mutex<Health>,
-    pub(super) wakeups: Arc<Notify>,
-    /// A sync of SQLite's log has failed, on whichever thread (invariant 3).
-    is_suspect: AtomicBool,
-}
-
-impl Shared {
-    /// A sync of SQLite's log has failed.
-    pub(super) fn suspect(&self) {
-        // Release, with the acquire of `begin_once`.
-        self.is_suspect.store(true, Ordering::Release);
-    }
-
-    fn is_suspect(&self) -> bool {
-        self.is_suspect.load(Ordering::Acquire)
-    }
 }
 
 /// What a request works on: the connection, inside a transaction.
@@ -262,8 +240,8 @@ impl Desk {
         }
         if self.access == Access::Write {
             self.set_syncs(syncs)?;
-            // Taken back before it is mended, because the reader's thread may say it meanwhile.
-            if syncs && self.shared.is_suspect.swap(false, Ordering::AcqRel) {
+            // Before it is mended, because the reader's thread may say it meanwhile.
+            if syncs && self.shared.trust() {
                 checkpoint::empty(self.conn()).inspect_err(|_| self.shared.suspect())?;
             }
         }

@@ -251,15 +251,38 @@ pub(super) fn discard(
     limit: usize,
     now_ms: i64,
 ) -> Result<u64, Fault> {
-    let (conn, tally) = desk.parts();
     let from = "defer_dead_letters d LEFT JOIN defer_events e ON e.id = d.event
                 WHERE {} ORDER BY d.event, d.subscriber";
-    let letters = page(conn, from, filter, &[], limit)?;
-    let count = letters.len() as u64;
-    for (key, life) in letters {
-        row::remove(conn, Table::DeadLetters, &key)?;
+    let letters = page(desk.conn(), from, filter, &[], limit)?;
+    into_history(desk, Table::DeadLetters, letters, now_ms)
+}
+
+pub(super) fn discard_parked(
+    desk: &mut Desk,
+    filter: &Filter,
+    limit: usize,
+    now_ms: i64,
+) -> Result<u64, Fault> {
+    // In the order of the index, as where they are unparked.
+    let from = "defer_deliveries d INDEXED BY defer_deliveries_parked
+                    LEFT JOIN defer_events e ON e.id = d.event
+                WHERE d.state = 'parked' AND {} ORDER BY d.subscriber, d.event";
+    let parked = page(desk.conn(), from, filter, &[], limit)?;
+    into_history(desk, Table::Deliveries, parked, now_ms)
+}
+
+fn into_history(
+    desk: &mut Desk,
+    table: Table,
+    found: Vec<(Key, Life)>,
+    now_ms: i64,
+) -> Result<u64, Fault> {
+    let (conn, tally) = desk.parts();
+    let count = found.len() as u64;
+    for (key, life) in found {
+        row::remove(conn, table, &key)?;
         row::finish(conn, &key, "discarded", life.attempt, now_ms)?;
-        tally.finished(State::Discarded);
+        tally.finished(life.state);
     }
     Ok(count)
 }

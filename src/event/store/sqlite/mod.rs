@@ -11,6 +11,7 @@
 //! | [`desk`] | a connection inside a transaction |
 //! | [`fault`] | SQLite's errors in the store's words |
 //! | [`flow`] | claim, settle, recovery |
+//! | [`lent`] | what was claimed, on its way to whoever asked |
 //! | [`letters`] | list, group, replay, discard, unpark |
 //! | [`lock`] | one process at a time |
 //! | [`open`] | options, and what happens at open |
@@ -18,6 +19,7 @@
 //! | [`redo`] | what makes an append durable |
 //! | [`row`] | between rows and a delivery's life |
 //! | [`schema`] | the tables, documented |
+//! | [`shared`] | what the threads and the handle share |
 //! | [`tally`] | the counters |
 //! | [`walk`] | past events, pruning |
 //! | [`worker`] | the threads and the group commit |
@@ -28,6 +30,7 @@ mod connection;
 mod desk;
 mod fault;
 mod flow;
+mod lent;
 mod letters;
 mod lock;
 mod open;
@@ -35,6 +38,7 @@ mod operator;
 mod redo;
 mod row;
 mod schema;
+mod shared;
 mod tally;
 mod walk;
 mod worker;
@@ -45,10 +49,12 @@ use std::sync::Arc;
 use rusqlite::Transaction;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use self::desk::{Desk, Shared};
+use self::desk::Desk;
 use self::fault::Fault;
+use self::lent::Lent;
 pub use self::open::SqliteOptions;
 pub use self::operator::SqliteOperator;
+use self::shared::Shared;
 use self::tally::Tally;
 use self::worker::{Append, Message, Op, Reply, Request, Terms};
 use super::StoreError;
@@ -145,19 +151,21 @@ impl Sqlite {
         self.shared.wakeups.notify_one();
     }
 
-    /// Sends a request, and waits for the answer.
-    fn send<'a, T: Send + 'static>(
+    /// Sends a request, waits for the answer, and takes what is in it.
+    fn send<'a, T: Send + 'static, U: 'a>(
         &'a self,
         queue: &'a mpsc::Sender<Message>,
         request: impl FnOnce(Reply<T>) -> Request + Send + 'a,
-    ) -> StoreFuture<'a, T> {
+        take: fn(T) -> U,
+    ) -> StoreFuture<'a, U> {
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
             queue
                 .send(Message::Request(request(reply)))
                 .await
                 .map_err(|_| StoreError::closed())?;
-            answer.await.unwrap_or_else(|_| Err(StoreError::closed()))
+            let answer = answer.await.unwrap_or_else(|_| Err(StoreError::closed()));
+            answer.map(take)
         })
     }
 
@@ -167,14 +175,16 @@ impl Sqlite {
         terms: Terms,
         work: impl FnMut(&mut Desk) -> Result<T, Fault> + Send + 'static,
     ) -> StoreFuture<'a, T> {
-        self.send(queue, move |reply| {
+        let request = move |reply| {
             Request::Other(Box::new(Op {
                 work,
                 result: None,
+                wrap: |it, _| it,
                 reply,
                 terms,
             }))
-        })
+        };
+        self.send(queue, request, |it| it)
     }
 
     fn write<T: Send + 'static>(
@@ -209,14 +219,15 @@ impl Store for Sqlite {
         if let Err(error) = check(&events) {
             return Box::pin(std::future::ready(Err(error)));
         }
-        self.send(&self.writer, move |reply| {
+        let request = move |reply| {
             Request::Append(Append {
                 events,
                 now_ms,
                 receipts: Vec::new(),
                 reply,
             })
-        })
+        };
+        self.send(&self.writer, request, Lent::take)
     }
 
     fn claim(&self, limit: usize, now_ms: i64) -> StoreFuture<'_, Vec<Claimed>> {
@@ -226,9 +237,16 @@ impl Store for Sqlite {
             // Promise 4: it must survive the process, not the power.
             durable: false,
         };
-        self.ask(&self.writer, terms, move |desk| {
-            flow::claim(desk, limit, now_ms)
-        })
+        let request = move |reply| {
+            Request::Other(Box::new(Op {
+                work: move |desk: &mut Desk| flow::claim(desk, limit, now_ms),
+                result: None,
+                wrap: |claimed, shared| Lent::new(claimed, Arc::clone(shared)),
+                reply,
+                terms,
+            }))
+        };
+        self.send(&self.writer, request, Lent::take)
     }
 
     fn settle(
@@ -279,6 +297,12 @@ impl Store for Sqlite {
     fn discard(&self, filter: Filter, limit: usize, now_ms: i64) -> StoreFuture<'_, u64> {
         self.write(now_ms, false, move |desk| {
             letters::discard(desk, &filter, limit, now_ms)
+        })
+    }
+
+    fn discard_parked(&self, filter: Filter, limit: usize, now_ms: i64) -> StoreFuture<'_, u64> {
+        self.write(now_ms, false, move |desk| {
+            letters::discard_parked(desk, &filter, limit, now_ms)
         })
     }
 

@@ -7,10 +7,11 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::{self, Checkpoints};
 use super::connection::{self, Access};
-use super::desk::{Desk, Durable, Shared};
+use super::desk::{Desk, Durable};
 use super::fault::Fault;
 use super::lock::{self, Lock};
 use super::redo::{Found, Redo};
+use super::shared::Shared;
 use super::worker::{Message, QUEUE, Worker};
 use super::{Sqlite, append, flow, schema, tally};
 use crate::event::store::StoreError;
@@ -109,6 +110,7 @@ impl SqliteOptions {
             self.patience_ms,
             Some((lock, checkpoints)),
         )?;
+        shared.meet(&writer);
         Ok(Sqlite {
             writer,
             reader,

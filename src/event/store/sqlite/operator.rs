@@ -1,4 +1,4 @@
-//! For the operator's hand: looks into a store and moves its dead letters, also while a server has it
+//! For the operator's hand: looks into a store and moves its dead letters and what is parked, also while a server has it
 //! open.
 //!
 //! Not a second [`Sqlite`](super::Sqlite): it takes no lock of a process, and therefore never claims,
@@ -17,14 +17,15 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::connection::{self, Access};
-use super::desk::{Desk, Durable, Shared};
+use super::desk::{Desk, Durable};
 use super::fault::Fault;
+use super::shared::Shared;
 use super::{letters, schema, walk};
 use crate::event::store::StoreError;
 use crate::event::store::life::State;
 use crate::event::store::query::{Counts, Cursor, Filter, Group, Listed, Replay};
 
-/// Looks into the file of an embedded store, and replays or discards its dead letters: beside a
+/// Looks into the file of an embedded store, replays or discards its dead letters, and discards what is parked: beside a
 /// running server, from another process, or where no server runs.
 ///
 /// Opening [`Sqlite`](super::Sqlite) means to run its deliveries, so only one process can. This one
@@ -170,6 +171,22 @@ impl SqliteOperator {
         now_ms: i64,
     ) -> Result<u64, StoreError> {
         self.write(now_ms, |desk| letters::discard(desk, filter, limit, now_ms))
+    }
+
+    /// Discards parked deliveries that match, at most `limit`: they become history. Returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be made durable; nothing was discarded.
+    pub fn discard_parked(
+        &mut self,
+        filter: &Filter,
+        limit: usize,
+        now_ms: i64,
+    ) -> Result<u64, StoreError> {
+        self.write(now_ms, |desk| {
+            letters::discard_parked(desk, filter, limit, now_ms)
+        })
     }
 
     fn read<T>(

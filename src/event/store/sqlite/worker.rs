@@ -18,6 +18,7 @@
 //!    is left to the redo log.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,9 +27,13 @@ use super::checkpoint::{self, Checkpoints, Done};
 use super::connection::Access;
 use super::desk::{Desk, Durable};
 use super::fault::Fault;
+use super::flow;
+use super::lent::Lent;
 use super::redo;
+use super::shared::Shared;
 use crate::event::store::StoreError;
-use crate::event::store::record::{NewEvent, Receipt, Start};
+use crate::event::store::life::Settle;
+use crate::event::store::record::{AttemptToken, NewEvent, Receipt, Start};
 
 /// How many requests may wait: beyond, callers wait for room.
 pub(super) const QUEUE: usize = 1_024;
@@ -36,7 +41,7 @@ pub(super) const QUEUE: usize = 1_024;
 /// A request. It may be run more than once, if its group was rolled back in between.
 pub(super) trait Job: Send {
     fn run(&mut self, desk: &mut Desk) -> Result<(), Fault>;
-    fn answer(self: Box<Self>, result: Result<(), StoreError>);
+    fn answer(self: Box<Self>, result: Result<(), StoreError>, shared: &Arc<Shared>);
     fn terms(&self) -> Terms;
 }
 
@@ -61,6 +66,8 @@ pub(super) enum Request {
 /// A message to a worker.
 pub(super) enum Message {
     Request(Request),
+    /// Nobody has taken what was claimed.
+    HandBack,
     /// Move the log into the database.
     Checkpoint(Done),
     Close(Closer),
@@ -77,7 +84,7 @@ pub(super) struct Append {
     pub(super) events: Vec<NewEvent>,
     pub(super) now_ms: i64,
     pub(super) receipts: Vec<Receipt>,
-    pub(super) reply: Reply<Vec<Receipt>>,
+    pub(super) reply: Reply<Lent<Vec<Receipt>>>,
 }
 
 impl Append {
@@ -93,16 +100,21 @@ impl Append {
 }
 
 /// A request made of a closure, and the one who waits for it.
-pub(super) struct Op<T, F> {
+pub(super) struct Op<T, U, F> {
     pub(super) work: F,
     pub(super) result: Option<T>,
-    pub(super) reply: Reply<T>,
+    /// What becomes of the result when it is committed.
+    pub(super) wrap: Wrap<T, U>,
+    pub(super) reply: Reply<U>,
     pub(super) terms: Terms,
 }
 
-impl<T, F> Job for Op<T, F>
+pub(super) type Wrap<T, U> = fn(T, &Arc<Shared>) -> U;
+
+impl<T, U, F> Job for Op<T, U, F>
 where
     T: Send,
+    U: Send,
     F: FnMut(&mut Desk) -> Result<T, Fault> + Send,
 {
     fn run(&mut self, desk: &mut Desk) -> Result<(), Fault> {
@@ -110,14 +122,16 @@ where
         Ok(())
     }
 
-    fn answer(self: Box<Self>, result: Result<(), StoreError>) {
+    fn answer(self: Box<Self>, result: Result<(), StoreError>, shared: &Arc<Shared>) {
         let Self {
             result: value,
+            wrap,
             reply,
             ..
         } = *self;
         let answer = result
-            .and_then(|()| value.ok_or_else(|| StoreError::invalid("a request without a result")));
+            .and_then(|()| value.ok_or_else(|| StoreError::invalid("a request without a result")))
+            .map(|value| wrap(value, shared));
         // Whoever has stopped waiting does not undo what was done.
         let _ = reply.send(answer);
     }
@@ -135,12 +149,13 @@ impl Request {
         }
     }
 
-    fn answer(self, result: Result<(), StoreError>) {
+    fn answer(self, result: Result<(), StoreError>, shared: &Arc<Shared>) {
         match self {
             Self::Append(append) => {
-                let _ = append.reply.send(result.map(|()| append.receipts));
+                let receipts = |()| Lent::new(append.receipts, Arc::clone(shared));
+                let _ = append.reply.send(result.map(receipts));
             }
-            Self::Other(job) => job.answer(result),
+            Self::Other(job) => job.answer(result, shared),
         }
     }
 }
@@ -219,6 +234,7 @@ impl Worker {
             while let Some(message) = next {
                 match message {
                     Message::Request(request) => group.push(request),
+                    Message::HandBack => {}
                     Message::Checkpoint(through) => done = Some(through),
                     Message::Close(closer) => {
                         // What is in the queue was accepted, and is still done.
@@ -234,7 +250,10 @@ impl Worker {
             }
             let group = std::mem::take(&mut group);
             // Invariant 3: also when a log subscriber of the user's panics.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.commit(group)));
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                self.commit(group);
+                self.hand_back();
+            }));
             if self.queue.is_empty() {
                 self.desk.rest();
             }
@@ -277,6 +296,32 @@ impl Worker {
         }
     }
 
+    /// What was claimed for those who have stopped waiting is due again. Like the claim, it must survive the
+    /// process only.
+    fn hand_back(&mut self) {
+        let attempts = match &self.checkpoints {
+            Some(_) => self.desk.shared.take_unclaimed(),
+            None => return,
+        };
+        if attempts.is_empty() {
+            return;
+        }
+        let release = |token: &AttemptToken| (token.clone(), Settle::Release);
+        let settles: Vec<_> = attempts.iter().map(release).collect();
+        let (now_ms, patience_ms) = (self.now_ms, self.patience_ms);
+        let result = self
+            .desk
+            .transact(now_ms, patience_ms, Durable::No, |desk| {
+                flow::settle(desk, &settles, now_ms)
+            });
+        self.desk.report(now_ms, result.as_ref().map(drop));
+        match result {
+            Ok(_) => self.desk.shared.wakeups.notify_one(),
+            // After the next group: whoever looks at the health sends a probe.
+            Err(_) => self.desk.shared.keep_unclaimed(attempts),
+        }
+    }
+
     fn attempt(&mut self, group: &mut [Request]) -> Result<(), StoreError> {
         self.now_ms = group
             .iter()
@@ -300,7 +345,7 @@ impl Worker {
             }
         }
         for request in group {
-            request.answer(result.clone());
+            request.answer(result.clone(), &self.desk.shared);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
@@ -140,6 +141,9 @@ async fn whole(name: &str, n: usize) -> bool {
     };
     if name.starts_with("whole spawn ") {
         drive(Handler::Spawn(tasks), empty, n, tasks, burst).await;
+    } else if name.starts_with("whole defer, no hold ") {
+        let layer = DeferLayer::new().max_hold(Duration::MAX);
+        drive(layer.layer(Handler::Defer(tasks)), empty, n, tasks, burst).await;
     } else if name.starts_with("whole defer ") {
         let service = DeferLayer::new().layer(Handler::Defer(tasks));
         drive(service, empty, n, tasks, burst).await;

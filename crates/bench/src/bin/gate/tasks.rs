@@ -120,6 +120,21 @@ pub async fn run_named(name: &str, n: usize) -> bool {
             })
             .await;
         }
+        "submit, no bounds" => {
+            let executor = Executor::builder()
+                .concurrency(usize::MAX)
+                .capacity(usize::MAX)
+                .build();
+            bursts(n, burst, |captured| {
+                executor.submit(move || async move { ready_task(captured) });
+            })
+            .await;
+        }
+        "submit, fatal" => fatal(n, burst, &executor).await,
+        "submit, fatal, no letters" => {
+            let executor = Executor::builder().dead_letters(0).build();
+            fatal(n, burst, &executor).await;
+        }
         "submit, no timeout, waits" => {
             let executor = Executor::builder().timeout(Duration::MAX).build();
             bursts(n, burst, |captured| {
@@ -218,6 +233,17 @@ where
         executor.submit(move || async move {
             ready_task(captured);
             Err::<(), _>(TaskError::retry_after(LIMIT, error()))
+        });
+    })
+    .await;
+}
+
+/// Each task fails for good: a dead letter, or where none is kept, only counted.
+async fn fatal(n: usize, burst: usize, executor: &Executor) {
+    bursts(n, burst, |captured| {
+        executor.submit(move || async move {
+            ready_task(captured);
+            Err::<(), _>(TaskError::fatal(Bare))
         });
     })
     .await;

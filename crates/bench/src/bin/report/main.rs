@@ -2,14 +2,17 @@
 //! collects the lines that begin with `target`.
 //!
 //! ```text
-//! cargo run --release -p tower-defer-bench --bin report            # about half an hour, without building
-//! cargo run --release -p tower-defer-bench --bin report -- quick   # about eight minutes; noisier, no plots
+//! cargo run --release -p tower-defer-bench --bin report            # prints the table, draws the plots
+//! cargo run --release -p tower-defer-bench --bin report -- quick   # noisier, no plots
 //! cargo run --release -p tower-defer-bench --bin report -- check   # sees that each program works; no figures
 //! cargo run --release -p tower-defer-bench --bin report -- write   # also draws it into docs/ and README.md
 //! ```
 //!
-//! The table goes to stdout, what the programs say meanwhile to stderr. It needs `valgrind` for the
+//! The table goes to stdout, what the programs say meanwhile to stderr. How long each took, and all
+//! together, stands in what is written; the tables of the documents are the only place that says it. It needs `valgrind` for the
 //! targets 1 to 8 and `oha` for 9, 10 and 12; what is missing is said in the table.
+
+#![expect(clippy::disallowed_methods, reason = "a program that measures time")]
 
 mod documents;
 mod programs;
@@ -39,6 +42,11 @@ fn main() -> ExitCode {
     programs.iter().for_each(|program| program.build(length));
     let machine = table::machine(length);
     let results: Vec<_> = programs.iter().map(|p| p.run(length)).collect();
+    let took = results.iter().map(|said| said.took).sum();
+    let machine = format!(
+        "{machine} It took {}, without building.",
+        documents::spoken(took)
+    );
     if length == Length::Check {
         return checked(&results);
     }

@@ -6,6 +6,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tower_defer_measure::{LACKING, Length};
 
@@ -89,9 +90,13 @@ pub(crate) struct Said {
     /// Everything but the lines for this report.
     pub(crate) text: String,
     pub(crate) lines: Vec<Line>,
+    /// What a user can switch off: which, with it, without it.
+    pub(crate) off: Vec<[String; 3]>,
     pub(crate) failed: Option<String>,
     /// The program is not to blame.
     pub(crate) lacks_a_tool: bool,
+    /// Without building it.
+    pub(crate) took: Duration,
 }
 
 impl Program {
@@ -131,9 +136,12 @@ impl Program {
             program: self,
             text: String::new(),
             lines: Vec::new(),
+            off: Vec::new(),
             failed: None,
             lacks_a_tool: false,
+            took: Duration::ZERO,
         };
+        let start = Instant::now();
         let child = Command::new(words[0])
             .args(&words[1..])
             .current_dir(top())
@@ -153,6 +161,9 @@ impl Program {
             if let Some(why) = line.strip_prefix("unmeasured | ") {
                 said.failed = Some(why.to_owned());
                 said.lacks_a_tool = why.starts_with(LACKING);
+            } else if let Some(off) = line.strip_prefix("off | ") {
+                let fields: Vec<_> = off.split(" | ").map(str::to_owned).collect();
+                said.off.extend(<[String; 3]>::try_from(fields));
             } else if let Some(line) = Line::parse(&line) {
                 said.lines.push(line);
             } else {
@@ -165,6 +176,7 @@ impl Program {
             Err(error) => Some(error.to_string()),
         };
         said.failed = said.failed.or(ended);
+        said.took = start.elapsed();
         said
     }
 

@@ -19,6 +19,14 @@ pub(crate) struct Line {
 }
 
 impl Line {
+    pub(crate) fn is_judged(&self) -> bool {
+        !self.met.is_empty() && !self.met.starts_with("not measured")
+    }
+
+    pub(crate) fn is_missed(&self) -> bool {
+        self.met.starts_with("NOT MET")
+    }
+
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line
             .strip_prefix("target ")?
@@ -109,14 +117,14 @@ fn why(number: u32, results: &[Said]) -> String {
     }
 }
 
-/// Where and when it was made, and by which command.
+/// Where and when it is made, and by which command.
 pub(crate) fn machine(length: Length) -> String {
     let date = Command::new("date").arg("+%Y-%m-%d").output();
     let date = date.map(|output| output.stdout).unwrap_or_default();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
     format!(
-        "{}, {}; load average {load} before the start. `cargo run --release -p tower-defer-bench --bin report{}`",
+        "{}, {}; load average {load} before the start. Made by `cargo run --release -p tower-defer-bench --bin report{}`.",
         tower_defer_measure::machine(),
         String::from_utf8_lossy(&date).trim(),
         match length {

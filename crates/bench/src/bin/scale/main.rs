@@ -3,7 +3,7 @@
 //! `docs/`.
 //!
 //! ```text
-//! cargo run --profile bench -p tower-defer-bench --bin scale            # about four minutes
+//! cargo run --profile bench -p tower-defer-bench --bin scale
 //! cargo run --profile bench -p tower-defer-bench --bin scale -- quick   # a tenth of the sizes, no plots
 //! cargo run --profile bench -p tower-defer-bench --bin scale -- retries # or requests, queue, threads, streams
 //! ```

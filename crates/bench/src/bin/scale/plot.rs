@@ -5,21 +5,70 @@ use std::path::Path;
 
 pub(crate) struct Line {
     pub(crate) name: String,
-    /// What ours is compared with: drawn with dashes.
-    pub(crate) reference: bool,
+    /// What is compared with each other: one colour and one kind of mark.
+    pub(crate) group: usize,
+    /// Whose it is.
+    pub(crate) stroke: Stroke,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Ours and its reference, in turn: a pair has one colour.
+/// So that a plot can be read without its colours.
+#[derive(Clone, Copy)]
+pub(crate) enum Stroke {
+    Ours,
+    Reference,
+    /// Of ours, too, and nearer to what ours does.
+    SecondReference,
+}
+
+impl Stroke {
+    fn dashes(self) -> &'static str {
+        match self {
+            Self::Ours => "",
+            Self::Reference => " stroke-dasharray=\"8 5\"",
+            Self::SecondReference => " stroke-dasharray=\"2 4\"",
+        }
+    }
+}
+
+/// A circle, a square, a triangle.
+fn mark(group: usize, x: f64, y: f64) -> String {
+    let colour = COLOURS[group % COLOURS.len()];
+    match group % COLOURS.len() {
+        0 => format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>"),
+        1 => format!(
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"7\" height=\"7\" fill=\"{colour}\"/>",
+            x - 3.5,
+            y - 3.5
+        ),
+        _ => format!(
+            "<polygon points=\"{:.1},{:.1} {:.1},{:.1} {x:.1},{:.1}\" fill=\"{colour}\"/>",
+            x - 4.5,
+            y + 3.5,
+            x + 4.5,
+            y + 3.5,
+            y - 4.5
+        ),
+    }
+}
+
+/// Ours and its reference, in turn.
 pub(crate) fn pairs(names: &[(&str, &str)], points: Vec<Vec<(f64, f64)>>) -> Vec<Line> {
     let names = names
         .iter()
-        .flat_map(|(ours, reference)| [(*ours, false), (*reference, true)]);
+        .enumerate()
+        .flat_map(|(group, (ours, reference))| {
+            [
+                (group, *ours, Stroke::Ours),
+                (group, *reference, Stroke::Reference),
+            ]
+        });
     let lines = names.zip(points);
     lines
-        .map(|((name, reference), points)| Line {
+        .map(|((group, name, stroke), points)| Line {
             name: name.to_owned(),
-            reference,
+            group,
+            stroke,
             points,
         })
         .collect()
@@ -121,14 +170,9 @@ pub(crate) fn write(
             number(tick)
         ));
     }
-    let paired = lines.iter().any(|line| line.reference);
     for (n, line) in lines.iter().enumerate() {
-        let colour = COLOURS[if paired { n / 2 } else { n } % COLOURS.len()];
-        let dashes = if line.reference {
-            " stroke-dasharray=\"6 4\""
-        } else {
-            ""
-        };
+        let colour = COLOURS[line.group % COLOURS.len()];
+        let dashes = line.stroke.dashes();
         let mut path = String::new();
         for (x, y) in &line.points {
             let _ = write!(path, "{:.1},{:.1} ", at_x(*x), at_y(*y));
@@ -137,17 +181,14 @@ pub(crate) fn write(
             "<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>"
         ));
         for (x, y) in &line.points {
-            put(format!(
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>",
-                at_x(*x),
-                at_y(*y)
-            ));
+            put(mark(line.group, at_x(*x), at_y(*y)));
         }
         let y = HEIGHT + ROW * n as f64;
         put(format!(
             "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>",
             LEFT + 30.0
         ));
+        put(mark(line.group, LEFT + 15.0, y));
         put(format!(
             "<text x=\"{}\" y=\"{}\">{}</text>",
             LEFT + 40.0,

@@ -14,10 +14,12 @@ use crate::{decades, fresh, heap, rounds, time};
 pub(crate) fn run(docs: Option<&Path>, most: usize) {
     println!("\n## The length of the queue (one task blocks the only worker, the rest waits)\n");
     println!(
-        "| queued | ns to submit one | ns to run one | ms until the last has run | bytes each, captures (8) included | `tokio::spawn`: ns to spawn one | ns to run one | ms until the last has run | bytes each |"
+        "| queued | ns to submit one | ns to run one | ms until the last has run | bytes each, of ours | `tokio::spawn`: ns to spawn one | ns to run one | ms until the last has run | bytes each, of tokio's | ratio, to submit | to run |"
     );
-    println!("|{}", " ---: |".repeat(9));
+    println!("|{}", " ---: |".repeat(11));
     let mut lines = vec![Vec::new(); 4];
+    // The same on both sides.
+    let future = size_of_val(&work(0)) as f64;
     for length in decades(most) {
         let rounds: Vec<_> = (0..rounds(length))
             .map(|_| {
@@ -30,16 +32,21 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         let [spawn, spawned] = [of(&|r| r.1.submit), of(&|r| r.1.run)];
         let all = |each: f64| each * length as f64 / 1e6;
         println!(
-            "| {length} | {submit:.0} | {run:.0} | {:.2} | {:.0} | {spawn:.0} | {spawned:.0} | {:.2} | {:.0} |",
+            "| {length} | {submit:.0} | {run:.0} | {:.2} | {:.0} | {spawn:.0} | {spawned:.0} | {:.2} | {:.0} | {:.2} | {:.2} |",
             all(run),
-            of(&|r| r.0.bytes),
+            of(&|r| r.0.bytes) - future,
             all(spawned),
-            of(&|r| r.1.bytes),
+            of(&|r| r.1.bytes) - future,
+            of(&|r| r.0.submit / r.1.submit),
+            of(&|r| r.0.run / r.1.run),
         );
         for (line, value) in lines.iter_mut().zip([submit, spawn, run, spawned]) {
             line.push((length as f64, value));
         }
     }
+    println!(
+        "\nBytes are those beside the task's future, which takes {future} more on both sides."
+    );
     plot::write(
         docs,
         "scale-queue.svg",
@@ -54,6 +61,11 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
             lines,
         ),
     );
+}
+
+/// It holds a number and its own state.
+async fn work(n: usize) {
+    let _ = black_box(n);
 }
 
 /// Of one task, in nanoseconds, and what it takes up while it waits.
@@ -79,9 +91,7 @@ async fn ours(length: usize) -> Queued {
     let before = heap::alive();
     let submit = time(|| {
         for n in 0..length {
-            executor.submit(Task::once(async move {
-                let _ = black_box(n);
-            }));
+            executor.submit(Task::once(work(n)));
         }
     });
     let bytes = heap::alive() - before;
@@ -96,9 +106,7 @@ async fn spawned(length: usize) -> Queued {
     let mut last = None;
     let spawn = time(|| {
         for n in 0..length {
-            last = Some(tokio::spawn(async move {
-                let _ = black_box(n);
-            }));
+            last = Some(tokio::spawn(work(n)));
         }
     });
     let bytes = heap::alive() - before;

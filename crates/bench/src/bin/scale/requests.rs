@@ -70,9 +70,9 @@ where
 pub(crate) fn run(docs: Option<&Path>) {
     println!("\n## Tasks per request ({REQUESTS} requests, bodies read, then all tasks run)\n");
     println!(
-        "| tasks | ns until the response is out, tower-defer | `tokio::spawn` in the handler | ns until all tasks have run, a request, tower-defer | `tokio::spawn` in the handler | ratio |"
+        "| tasks | ns until the response is out, tower-defer | `tokio::spawn` in the handler | ns until all tasks have run, a request, tower-defer | `tokio::spawn` in the handler | ratio, until the response is out | until all tasks have run |"
     );
-    println!("|{}", " ---: |".repeat(6));
+    println!("|{}", " ---: |".repeat(7));
     // One each: the parked workers of ours are tasks of their runtime, too.
     let (runtime, spawns) = (crate::runtime(), crate::runtime());
     let mut lines = vec![Vec::new(); 4];
@@ -108,10 +108,15 @@ pub(crate) fn run(docs: Option<&Path>) {
                 round.push(time.as_nanos() as f64 / REQUESTS as f64);
             }
         }
+        let ratio = |ours: usize, reference: usize| {
+            let each = rounds[ours].iter().zip(&rounds[reference]);
+            median(each.map(|(ours, reference)| ours / reference))
+        };
+        let ratios = [ratio(0, 1), ratio(2, 3)];
         let [out, spawn_out, all, spawn_all] = rounds.map(median);
         println!(
-            "| {tasks} | {out:.0} | {spawn_out:.0} | {all:.0} | {spawn_all:.0} | {:.2} |",
-            all / spawn_all
+            "| {tasks} | {out:.0} | {spawn_out:.0} | {all:.0} | {spawn_all:.0} | {:.2} | {:.2} |",
+            ratios[0], ratios[1]
         );
         for (line, value) in lines.iter_mut().zip([out, spawn_out, all, spawn_all]) {
             line.push((tasks as f64, value));

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tower_defer::{Executor, Retry, RetryBudget, Task, TaskError};
 use tower_defer_measure::{Figure, Spread, Target, median};
 
-use crate::plot::{self, Line};
+use crate::plot::{self, Line, Stroke};
 use crate::{decades, fresh, heap, rounds};
 
 /// The size that the target speaks of.
@@ -24,9 +24,9 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         "\n## Waiting retries (each task fails once, waits, and succeeds): CPU time each, medians of interleaved rounds\n"
     );
     println!(
-        "| waiting | ns until it waits | of that, to fail and wait | ns of its whole life | bytes while it waits | late by, ms, p50 | a `tokio::time::sleep` task: ns until it waits | ns of its whole life | bytes | a spawned task that fails, keeps the text, sleeps, succeeds: ns until it waits | ns of its whole life | bytes | late by, ms, p50 (of one that only sleeps) |"
+        "| waiting | ns until it waits | of that, to fail and wait | ns of its whole life | bytes while it waits | late by, ms, p50 | a `tokio::time::sleep` task: ns until it waits | ns of its whole life | bytes | a spawned task that fails, keeps the text, sleeps, succeeds: ns until it waits | ns of its whole life | bytes | late by, ms, p50 (of one that only sleeps) | ratio, whole life, to one that sleeps | to one that does the same |"
     );
-    println!("|{}", " ---: |".repeat(13));
+    println!("|{}", " ---: |".repeat(15));
     let mut lines = [const { Vec::new() }; 3];
     for waiting in decades(most) {
         let Some((load, rounds)) = measured(waiting) else {
@@ -43,7 +43,7 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         ];
         let (late, late_by_hand) = (fresh(|| late(load)), fresh(|| late_by_hand(load)));
         println!(
-            "| {waiting} | {:.0} | {:.0} | {:.0} | {:.0} | {late:.1} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {late_by_hand:.1} |",
+            "| {waiting} | {:.0} | {:.0} | {:.0} | {:.0} | {late:.1} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {late_by_hand:.1} | {:.2} | {:.2} |",
             of(&|r| r.ours.arm),
             of(&Round::arming),
             lives[0],
@@ -54,6 +54,8 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
             of(&|r| r.by_hand.arm),
             lives[2],
             of(&|r| r.by_hand.bytes),
+            of(&|r| r.ours.life / r.sleep.life),
+            of(&|r| r.ours.life / r.by_hand.life),
         );
         for (line, life) in lines.iter_mut().zip(lives) {
             line.push((waiting as f64, life));
@@ -63,11 +65,14 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         }
     }
     let names = [
-        "tower-defer: run, fail, wait, run",
-        "a tokio task that sleeps",
-        "a tokio task: run, fail, keep the text, sleep, run",
+        ("tower-defer: run, fail, wait, run", Stroke::Ours),
+        ("a tokio task that sleeps", Stroke::Reference),
+        (
+            "a tokio task: run, fail, keep the text, sleep, run",
+            Stroke::SecondReference,
+        ),
     ];
-    let lines = names.into_iter().zip(lines);
+    let lines = names.into_iter().enumerate().zip(lines);
     plot::write(
         docs,
         "scale-retries.svg",
@@ -75,9 +80,10 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         "waiting",
         "CPU ns each, over its whole life",
         &lines
-            .map(|(name, points)| Line {
+            .map(|((group, (name, stroke)), points)| Line {
                 name: name.to_owned(),
-                reference: false,
+                group,
+                stroke,
                 points,
             })
             .collect::<Vec<_>>(),
@@ -113,19 +119,25 @@ fn targets(rounds: &[Round]) {
         println!("{figure}");
     };
     line(
-        "100,000 waiting retries, arming one (to fail and wait), against starting a sleeping task",
+        "CPU of 100,000 waiting retries, arming one (what failing and waiting adds to a task), against starting a sleeping task",
         &Round::arming,
         &|r| r.sleep.arm,
         Some(0.5),
     );
     line(
-        "the same, CPU: whole life less two attempts, against a sleeping task's life",
-        &|r| r.ours.life - 2.0 * r.completing,
+        "the same, its whole life with both attempts, against a sleeping task's",
+        &|r| r.ours.life,
         &|r| r.sleep.life,
         Some(0.5),
     );
     line(
-        "the same, whole life with both attempts, against a spawned task that does the same",
+        "the same, what waiting adds: whole life less two attempts, against a sleeping task's less one that ends at once",
+        &|r| r.ours.life - 2.0 * r.completing,
+        &|r| r.sleep.life - r.ending,
+        None,
+    );
+    line(
+        "the same, its whole life, against that of a spawned task that does the same",
         &|r| r.ours.life,
         &|r| r.by_hand.life,
         None,
@@ -140,6 +152,8 @@ struct Round {
     by_hand: Figures,
     /// Nanoseconds to submit and run a task that succeeds.
     completing: f64,
+    /// Nanoseconds to spawn and run a task that ends at once.
+    ending: f64,
 }
 
 /// Of one task.
@@ -161,6 +175,7 @@ impl Round {
             sleep: fresh(|| spawned(load, sleeping)),
             by_hand: fresh(|| spawned(load, by_hand)),
             completing: fresh(|| completing(load)),
+            ending: fresh(|| ending(load)),
         })
     }
 
@@ -286,6 +301,18 @@ async fn completing(load: Load) -> f64 {
     }
     reached(&executor).await;
     (cpu() - start).as_nanos() as f64 / waiting as f64
+}
+
+async fn ending(load: Load) -> f64 {
+    let start = cpu();
+    for number in 0..load.waiting {
+        let delay = load.delay(number);
+        drop(tokio::spawn(async move {
+            let _ = black_box(delay);
+        }));
+    }
+    tokio::spawn(async {}).await.expect("it ends");
+    (cpu() - start).as_nanos() as f64 / load.waiting as f64
 }
 
 /// Every task before has been run once: the queue is in order, and no attempt here ever waits.

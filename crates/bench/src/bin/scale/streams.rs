@@ -72,9 +72,9 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         "\n## Open streams that each hold a task (`max_hold` of 400 ms: ten looks at all of them a second; beside them, a spawned task that waits until its stream is dropped)\n"
     );
     println!(
-        "| streams | ns to open one | bytes each | CPU ms a second for the looks | ns to end one and run its task | spawned: ns to open one | bytes each | CPU ms a second | ns to end one and its task |"
+        "| streams | ns to open one | bytes each | CPU ms a second for the looks | ns to end one and run its task | spawned: ns to open one | bytes each | CPU ms a second | ns to end one and its task | ratio, to open | to end | bytes |"
     );
-    println!("|{}", " ---: |".repeat(9));
+    println!("|{}", " ---: |".repeat(12));
     let mut lines = vec![Vec::new(); 4];
     for streams in decades(most) {
         let rounds: Vec<_> = (0..3)
@@ -87,11 +87,14 @@ pub(crate) fn run(docs: Option<&Path>, most: usize) {
         let [open, end] = [of(&|r| r.0.open), of(&|r| r.0.end)];
         let [spawned_open, spawned_end] = [of(&|r| r.1.open), of(&|r| r.1.end)];
         println!(
-            "| {streams} | {open:.0} | {:.0} | {:.1} | {end:.0} | {spawned_open:.0} | {:.0} | {:.1} | {spawned_end:.0} |",
+            "| {streams} | {open:.0} | {:.0} | {:.1} | {end:.0} | {spawned_open:.0} | {:.0} | {:.1} | {spawned_end:.0} | {:.2} | {:.2} | {:.2} |",
             of(&|r| r.0.bytes),
             of(&|r| r.0.looks),
             of(&|r| r.1.bytes),
             of(&|r| r.1.looks),
+            of(&|r| r.0.open / r.1.open),
+            of(&|r| r.0.end / r.1.end),
+            of(&|r| r.0.bytes / r.1.bytes),
         );
         for (line, value) in lines.iter_mut().zip([open, spawned_open, end, spawned_end]) {
             line.push((streams as f64, value));

@@ -1,8 +1,8 @@
 //! What overload does to memory and to latency.
 //!
 //! ```text
-//! cargo run --release -p tower-defer-server-bench --bin overload            # about three minutes
-//! cargo run --release -p tower-defer-server-bench --bin overload -- quick   # a minute and a half
+//! cargo run --release -p tower-defer-server-bench --bin overload
+//! cargo run --release -p tower-defer-server-bench --bin overload -- quick   # half as long
 //! ```
 //!
 //! Requests arrive at twice the rate at which their tasks can run, each task with 4 KiB of captures. Five

@@ -1,8 +1,8 @@
 //! An axum server with a side effect per request, under a load generator.
 //!
 //! ```text
-//! cargo run --release -p tower-defer-server-bench --bin server            # the whole report, about eight minutes
-//! cargo run --release -p tower-defer-server-bench --bin server -- quick   # shorter and noisier: two minutes
+//! cargo run --release -p tower-defer-server-bench --bin server            # the whole report
+//! cargo run --release -p tower-defer-server-bench --bin server -- quick   # shorter and noisier
 //! cargo run --release -p tower-defer-server-bench --bin server -- pairs   # only the targets 9 and 10
 //! ```
 //!
