@@ -5,13 +5,18 @@
     reason = "the tests measure paused time, and end runtimes"
 )]
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, advance, sleep};
-use tower_defer::{Executor, Retry, RetryBudget, Task, TaskContext, TaskError};
+use tower::{Layer, Service, service_fn};
+use tower_defer::{Defer, DeferLayer, Executor, Retry, RetryBudget, Task, TaskContext, TaskError};
 
 const NS: Duration = Duration::from_nanos(1);
 const MS: Duration = Duration::from_millis(1);
@@ -222,4 +227,52 @@ fn a_retry_goes_off_in_the_next_runtime_also_where_its_clock_is_behind() {
         executor.idle().await;
         assert_eq!(ran.load(Ordering::SeqCst), 3);
     });
+}
+
+/// The times of a request's response, and how long its tasks are tried, begin with it and not with the executor.
+#[tokio::test(start_paused = true)]
+async fn a_task_of_a_request_has_its_whole_time_from_the_release() {
+    const S: Duration = Duration::from_secs(1);
+    let layer = DeferLayer::new().executor(
+        Executor::builder()
+            .retry(Retry::fixed(100, 10 * S).give_up_after(100 * S))
+            .build(),
+    );
+    sleep(DAY).await; // paused time
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tells = told.clone();
+    let mut service = layer.layer(service_fn(move |request: Request<()>| {
+        let tells = tells.clone();
+        async move {
+            let defer = Defer::from_extensions(request.extensions()).expect("there is a layer");
+            defer.run(Task::with_context(move |context: TaskContext| {
+                let info = context.response().expect("of a request");
+                let times = (info.to_head, info.to_release);
+                tells
+                    .lock()
+                    .expect("not poisoned")
+                    .push((Instant::now(), times));
+                async { Err::<(), _>("down") }
+            }));
+            sleep(2 * S).await; // paused time
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        }
+    }));
+    let Ok(response) = service.call(Request::new(())).await;
+    sleep(3 * S).await; // paused time
+    let released = Instant::now();
+    drop(response);
+    layer.get_executor().idle().await;
+    let told = told.lock().expect("not poisoned");
+    // At 0, 10, … 90 s.
+    assert_eq!(told.len(), 10);
+    for (number, (at, times)) in told.iter().enumerate() {
+        let waited = *at - released;
+        let due = 10 * S * number as u32;
+        assert!(
+            waited >= due && waited < due + S,
+            "{waited:?} instead of {due:?}"
+        );
+        assert_eq!(*times, (Some(2 * S), 5 * S));
+    }
 }

@@ -264,6 +264,33 @@ async fn what_became_of_a_stalled_response_is_not_said_of_the_next_one() {
     }
 }
 
+/// What a thread keeps holds no executor: without a runtime a task waits for ever, and is dropped with the last
+/// handle.
+#[test]
+fn a_kept_collector_keeps_no_executor() {
+    for handles_are_used in [false, true] {
+        let layer = DeferLayer::new();
+        let held = Arc::new(());
+        let task = held.clone();
+        layer.get_executor().submit(move || {
+            let _held = &task;
+            async {}
+        });
+        let mut service = layer.layer(service_fn(move |request: Request<()>| {
+            if handles_are_used {
+                defer_of(&request).run(|| async {});
+            }
+            let body = Full::<Bytes>::default();
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut future = Box::pin(service.call(Request::new(())));
+        assert!(future.as_mut().poll(&mut cx).is_ready());
+        drop((future, service, layer));
+        assert_eq!(Arc::strong_count(&held), 1, "used: {handles_are_used}");
+    }
+}
+
 /// A thread keeps a bounded number of what it may use again.
 #[test]
 fn a_burst_leaves_a_bounded_number_of_collectors_on_its_thread() {
