@@ -15,7 +15,6 @@ use super::Scope;
 use super::elsewhere::{Elsewhere, Stage};
 use super::ending::{Ending, Head, Known};
 use super::gate::{Gate, Refused};
-use super::release::By;
 use super::seen::Seen;
 use super::sweep::Progress;
 use crate::clock::Tick;
@@ -150,40 +149,44 @@ impl Collector {
             // So that its drain finds what this request holds for it.
             self.scope().attach_to(shared);
         }
-        let mut start_sweep = false;
         let mut follows = observe::current_span();
-        let pushed = self.gate.push(
-            (node, place),
-            limit,
-            |(mut node, place), tasks, beside, _| {
+        let start_sweep = match self.gate.enter(limit) {
+            Ok(mut entered) => {
+                let beside = entered.beside();
+                let mut start_sweep = false;
                 if beside.place_in_sweep.is_none() {
-                    start_sweep = self.first_registration(beside, follows.take());
+                    start_sweep = self.first_registration(beside, follows);
                 } else if !beside.is_followed(&follows) {
                     node.settings_mut().follows = follows.take();
                 }
-                shared.accept(&mut node, place);
+                shared.accept(&node, place);
                 if here {
-                    tasks.push(node);
+                    entered.push(node);
                 } else {
                     beside.elsewhere.push(executor, node);
                 }
-            },
-        );
-        if start_sweep {
-            self.scope().sweep.start(self.scope().executor.shared());
-        }
-        match pushed {
-            Ok(()) => Ok(TaskHandle::accepted(id, self.clone())),
-            Err(((mut node, place), Refused::Open)) => {
+                start_sweep
+            }
+            Err(Refused::Open) => {
                 // The response is out: the caller's span is not that of the request.
                 if follows.is_some() {
                     node.settings_mut().follows = follows;
                 }
                 self.submit(shared, node, place);
-                Ok(TaskHandle::accepted(id, shared.clone()))
+                return Ok(TaskHandle::accepted(id, shared.clone()));
             }
-            Err(((node, _), Refused::Limit)) => Err((node, RejectReason::RequestLimit)),
+            Err(Refused::Limit) => return Err((node, RejectReason::RequestLimit)),
+        };
+        if start_sweep {
+            self.start_sweep();
         }
+        Ok(TaskHandle::accepted(id, self.clone()))
+    }
+
+    #[cold]
+    pub(super) fn start_sweep(&self) {
+        let scope = self.scope();
+        scope.sweep.start(scope.executor.shared());
     }
 
     /// Whether the sweep has to be started.
@@ -205,10 +208,10 @@ impl Collector {
     fn submit<H: Deref<Target = Shared>>(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
-        mut node: Node,
+        node: Node,
         place: Place<H>,
     ) {
-        shared.accept(&mut node, place);
+        shared.accept(&node, place);
         shared.enqueue_one(node, self.origin());
     }
 
@@ -241,10 +244,11 @@ impl Collector {
     }
 
     /// The request is over: it registers nothing any more but through clones.
+    #[inline(always)]
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if self.joined.load(Ordering::SeqCst) {
-            self.gate.with(|_, beside| beside.elsewhere.move_to(None));
+            self.close_elsewhere();
         }
         let shared = self.scope().executor.shared();
         if self.answered.load(Ordering::Relaxed) {
@@ -252,6 +256,11 @@ impl Collector {
         } else {
             shared.request_answered(false);
         }
+    }
+
+    #[cold]
+    fn close_elsewhere(&self) {
+        self.gate.with(|_, beside| beside.elsewhere.move_to(None));
     }
 
     /// What became of the response, from the release on.
@@ -264,11 +273,6 @@ impl Collector {
 
     pub(super) fn origin(&self) -> Option<Arc<Origin>> {
         self.gate.with(|_, beside| beside.origin.clone())
-    }
-
-    /// Releases by force what is registered so far.
-    pub(crate) fn force(self: &Arc<Self>) -> usize {
-        self.release(By::Force)
     }
 
     /// Whether this is the executor of the request's outermost layer.
@@ -307,11 +311,40 @@ impl Collector {
     #[cfg(feature = "test-util")]
     pub(crate) fn release_as(self: &Arc<Self>, ending: Ending) {
         self.end(ending);
-        self.release(By::TheLast);
+        self.release_ended();
     }
 }
 
 impl Beside {
+    /// As new, without writing down what is so already.
+    #[inline]
+    pub(super) fn renew(&mut self) {
+        let Self {
+            known,
+            follows,
+            place_in_sweep,
+            origin,
+            elsewhere,
+            #[cfg(feature = "events")]
+            outbox,
+        } = self;
+        known.renew();
+        *place_in_sweep = None;
+        if follows.is_some() {
+            *follows = None;
+        }
+        if origin.is_some() {
+            *origin = None;
+        }
+        if !elsewhere.is_empty() {
+            *elsewhere = Elsewhere::default();
+        }
+        #[cfg(feature = "events")]
+        if !matches!(outbox, super::outbox::Outbox::Empty) {
+            *outbox = super::outbox::Outbox::Empty;
+        }
+    }
+
     /// Whether tasks of this span follow the request's first one in any case.
     fn is_followed(&self, follows: &Option<Follows>) -> bool {
         let first = self.follows.as_ref().map(|first| &first.id);

@@ -29,6 +29,10 @@ pub(super) enum Stage {
 }
 
 impl Elsewhere {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     pub(super) fn push(&mut self, executor: &Executor, node: Node) {
         self.at(executor).tasks.push(node);
     }
@@ -57,7 +61,17 @@ impl Elsewhere {
 
     /// All tasks. After a release by force the request itself goes on, and those that wait for its end
     /// are told by [`move_to`](Self::move_to).
+    #[inline]
     pub(super) fn take(&mut self) -> Option<Vec<(Executor, Fifo<Node>)>> {
+        if self.is_empty() {
+            None
+        } else {
+            self.take_all()
+        }
+    }
+
+    #[cold]
+    fn take_all(&mut self) -> Option<Vec<(Executor, Fifo<Node>)>> {
         let take = |other: &mut Other| {
             let tasks = std::mem::replace(&mut other.tasks, Fifo::new());
             (other.executor.clone(), tasks)

@@ -59,21 +59,35 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// The record at a release now.
-    pub(super) fn record(&self, now: Tick, ending: Ending) -> ResponseInfo {
-        let head = self.head;
-        ResponseInfo {
-            status: head.map(|(head, _)| head.status),
-            grpc_status: self
-                .grpc_status
-                .or(head.and_then(|(head, _)| head.grpc_status)),
-            end: ending.end,
-            bytes: ending.bytes,
-            body_error: ending.body_error,
-            to_head: head
-                .filter(|(_, at)| *at != Tick::ZERO)
-                .map(|(_, at)| self.since_first(at)),
-            to_release: self.since_first(now),
+    /// Writes the record of a release now.
+    #[inline]
+    pub(super) fn record(&self, now: Tick, ending: Ending, info: &mut ResponseInfo) {
+        info.status = self.head.map(|(head, _)| head.status);
+        info.grpc_status = self
+            .grpc_status
+            .or(self.head.and_then(|(head, _)| head.grpc_status));
+        info.end = ending.end;
+        info.bytes = ending.bytes;
+        info.body_error = ending.body_error;
+        info.to_head = self
+            .head
+            .filter(|(_, at)| *at != Tick::ZERO)
+            .map(|(_, at)| self.since_first(at));
+        info.to_release = self.since_first(now);
+    }
+
+    pub(super) fn renew(&mut self) {
+        let Self {
+            first_at,
+            head,
+            grpc_status,
+            ending,
+        } = self;
+        *first_at = Tick::ZERO;
+        *head = None;
+        *grpc_status = None;
+        if ending.is_some() {
+            *ending = None;
         }
     }
 

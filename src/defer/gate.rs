@@ -9,7 +9,7 @@
 //! 3. `pushed` grows only under the lock, and is read without it as a hint: who reads zero may have
 //!    missed an item that is being pushed at this moment, never one that the same thread pushed.
 
-use crate::sync::{AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::task::{Fifo, Link};
 
 #[derive(Debug)]
@@ -26,6 +26,14 @@ struct State<T: Link, S> {
     /// What the owner of the gate keeps under the same lock.
     beside: S,
 }
+
+/// Who takes something in, with the gate's lock. What was counted is pushed, or put beside.
+#[must_use = "it counts already"]
+pub(crate) struct Entered<'a, T: Link, S>(MutexGuard<'a, State<T, S>>);
+
+/// Who opened the gate, still with its lock.
+#[must_use = "the items are lost"]
+pub(crate) struct Opened<'a, T: Link, S>(MutexGuard<'a, State<T, S>>);
 
 /// Why an item was not taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,8 +56,8 @@ impl<T: Link, S: Default> Gate<T, S> {
         }
     }
 
-    /// As new: nobody else has it.
-    pub(crate) fn renew(&mut self) {
+    /// As new: nobody else has it. `renew` sees to what is kept beside.
+    pub(crate) fn renew(&mut self, renew: impl FnOnce(&mut S)) {
         self.holders = AtomicUsize::new(1);
         self.pushed = AtomicUsize::new(0);
         let state = self.state.get_mut();
@@ -57,29 +65,23 @@ impl<T: Link, S: Default> Gate<T, S> {
         if !state.items.is_empty() {
             state.items = Fifo::new();
         }
-        state.beside = S::default();
+        renew(&mut state.beside);
     }
 
-    /// Takes something in: `put` gets it with the list, what is kept beside, and how many came before.
-    pub(crate) fn push<I>(
-        &self,
-        item: I,
-        limit: usize,
-        put: impl FnOnce(I, &mut Fifo<T>, &mut S, usize),
-    ) -> Result<(), (I, Refused)> {
-        let mut state = self.state.lock();
+    /// The way in, for one item, which counts from now on.
+    #[inline]
+    pub(crate) fn enter(&self, limit: usize) -> Result<Entered<'_, T, S>, Refused> {
+        let state = self.state.lock();
         if state.open {
-            return Err((item, Refused::Open));
+            return Err(Refused::Open);
         }
         // Relaxed: written under the lock only.
         let pushed = self.pushed.load(Ordering::Relaxed);
         if pushed >= limit {
-            return Err((item, Refused::Limit));
+            return Err(Refused::Limit);
         }
         self.pushed.store(pushed + 1, Ordering::Relaxed);
-        let State { items, beside, .. } = &mut *state;
-        put(item, items, beside, pushed);
-        Ok(())
+        Ok(Entered(state))
     }
 
     /// Takes in what is kept beside, and counts like an item if `put` says that it was taken. Whether it
@@ -130,13 +132,37 @@ impl<T: Link, S: Default> Gate<T, S> {
     }
 
     /// Opens the gate. Who opens it gets the items; for everyone else it is open already.
-    pub(crate) fn open<R>(&self, see: impl FnOnce(&mut S) -> R) -> Option<(Fifo<T>, R)> {
+    #[inline]
+    pub(crate) fn open(&self) -> Option<Opened<'_, T, S>> {
         let mut state = self.state.lock();
         if state.open {
             return None;
         }
-        let seen = see(&mut state.beside);
         state.open = true;
-        Some((std::mem::replace(&mut state.items, Fifo::new()), seen))
+        Some(Opened(state))
+    }
+}
+
+impl<T: Link, S> Entered<'_, T, S> {
+    #[inline]
+    pub(crate) fn beside(&mut self) -> &mut S {
+        &mut self.0.beside
+    }
+
+    #[inline]
+    pub(crate) fn push(mut self, item: T) {
+        self.0.items.push(item);
+    }
+}
+
+impl<T: Link, S> Opened<'_, T, S> {
+    #[inline]
+    pub(crate) fn beside(&mut self) -> &mut S {
+        &mut self.0.beside
+    }
+
+    #[inline]
+    pub(crate) fn into_items(mut self) -> Fifo<T> {
+        std::mem::replace(&mut self.0.items, Fifo::new())
     }
 }

@@ -86,7 +86,7 @@ impl Defer {
         // The limit is asked first: no other task makes room for one that it refuses.
         let admitted = self.within_limit().and_then(|()| executor.shared().admit());
         let registered = match admitted {
-            Ok(place) => self.register(node, place),
+            Ok(place) => self.collector.register(executor, node, place),
             Err(reason) => Err((node, reason)),
         };
         registered.unwrap_or_else(|(node, reason)| {
@@ -145,7 +145,7 @@ impl Defer {
             .within_limit()
             .and_then(|()| executor.shared().try_admit());
         let registered = match admitted {
-            Ok(place) => self.register(node, place),
+            Ok(place) => self.collector.register(executor, node, place),
             Err(reason) => Err((node, reason)),
         };
         registered.map_err(|(node, reason)| {

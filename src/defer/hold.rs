@@ -32,11 +32,17 @@ impl Hold {
     /// response.
     #[inline]
     pub(crate) fn answered(&mut self) -> bool {
-        let Some(collector) = self.0.take() else {
+        let Some(collector) = &mut self.0 else {
             return false;
         };
-        self.0 = Collector::reuse_untouched(collector);
-        self.0.is_some()
+        let Some(untouched) = Collector::untouched(collector) else {
+            return true;
+        };
+        let scope = untouched.take_scope();
+        if let Some(collector) = self.0.take() {
+            Collector::reuse_untouched(collector, scope);
+        }
+        false
     }
 
     /// There will be no answer.

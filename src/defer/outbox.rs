@@ -241,24 +241,22 @@ impl Holder for Collector {
         if !here {
             self.scope().attach_to(shared);
         }
+        let Ok(mut entered) = self.gate.enter(usize::MAX) else {
+            return shared.enqueue_one(delivery, self.origin());
+        };
+        let beside = entered.beside();
         let mut start_sweep = false;
-        let pushed = self
-            .gate
-            .push(delivery, usize::MAX, |node, tasks, beside, _| {
-                if beside.place_in_sweep.is_none() {
-                    start_sweep = self.first_registration(beside, observe::current_span());
-                }
-                if here {
-                    tasks.push(node);
-                } else {
-                    beside.elsewhere.push(executor, node);
-                }
-            });
-        if start_sweep {
-            self.scope().sweep.start(self.scope().executor.shared());
+        if beside.place_in_sweep.is_none() {
+            start_sweep = self.first_registration(beside, observe::current_span());
         }
-        if let Err((node, _)) = pushed {
-            shared.enqueue_one(node, self.origin());
+        if here {
+            entered.push(delivery);
+        } else {
+            beside.elsewhere.push(executor, delivery);
+            drop(entered);
+        }
+        if start_sweep {
+            self.start_sweep();
         }
     }
 

@@ -8,27 +8,37 @@
 //! Invariant: what is kept is as new: nobody has touched it, or all of it was replaced. It has no scope, so
 //! that it holds no executor.
 
+use std::mem::ManuallyDrop;
+
+use super::collector::Beside;
 use super::gate::Gate;
 use super::seen::Seen;
 use super::sweep::Progress;
 use super::{Collector, Scope};
-use crate::pool::Pool;
+use crate::pool::{Attendant, Pool};
 use crate::sync::{Arc, AtomicBool, OnceLock};
 
 thread_local! {
-    static POOL: Pool<Collector> = const { Pool::new() };
+    static POOL: ManuallyDrop<Pool<Collector>> = const { Pool::new() };
+    static ATTENDANT: Attendant = const { Attendant(|| POOL.with(|pool| pool.close())) };
 }
 
 impl Collector {
     pub(crate) fn open(scope: Arc<Scope>) -> Arc<Self> {
         scope.executor.shared().request_opened();
-        if let Some(mut pooled) = POOL.try_with(Pool::take).ok().flatten() {
+        if let Some(mut pooled) = POOL.with(|pool| pool.take()) {
             if let Some(collector) = Arc::get_mut(&mut pooled) {
                 collector.scope = Some(scope);
                 return pooled;
             }
             unreachable!("nobody has a collector of the pool");
         }
+        Self::make(scope)
+    }
+
+    /// Out of line: what it needs the stack for, others need not.
+    #[inline(never)]
+    fn make(scope: Arc<Scope>) -> Arc<Self> {
         Arc::new(Self {
             scope: Some(scope),
             gate: Gate::new(),
@@ -43,19 +53,20 @@ impl Collector {
         })
     }
 
-    /// The handler has answered. If nobody has touched the collector, and nobody will, the request is over,
-    /// and the next one may have it.
+    /// All that an untouched collector has of its request.
     #[inline]
-    pub(super) fn reuse_untouched(mut this: Arc<Self>) -> Option<Arc<Self>> {
-        // Being the only one is asked first, and orders what another thread registered before it let go.
-        let Some(collector) = Arc::get_mut(&mut this).filter(|only| only.is_untouched()) else {
-            return Some(this);
-        };
+    pub(super) fn take_scope(&mut self) -> Option<Arc<Scope>> {
         #[cfg(feature = "test-util")]
         {
-            collector.limit = OnceLock::new();
+            self.limit = OnceLock::new();
         }
-        let scope = collector.scope.take();
+        self.scope.take()
+    }
+
+    /// The handler has answered, nobody has touched the collector, and nobody will: the request is over. The
+    /// next one may have it without its scope, which was [taken](Self::take_scope).
+    #[inline(never)]
+    pub(super) fn reuse_untouched(this: Arc<Self>, scope: Option<Arc<Scope>>) {
         if let Some(scope) = &scope {
             // As `close`, for what has neither been answered nor joined.
             scope.executor.shared().request_answered(false);
@@ -63,7 +74,6 @@ impl Collector {
         put(this);
         // Last: with it the executor may end.
         drop(scope);
-        None
     }
 
     /// Somebody has let go of it. If that was the last one, it is made anew for another request.
@@ -71,19 +81,31 @@ impl Collector {
         let Some(collector) = Arc::get_mut(&mut this) else {
             return;
         };
-        let scope = collector.scope.take();
-        collector.gate.renew();
-        if collector.response.get().is_some() {
-            collector.response = OnceLock::new();
+        let Self {
+            scope,
+            gate,
+            response,
+            joined,
+            answered,
+            closed,
+            progress,
+            seen,
+            #[cfg(feature = "test-util")]
+            limit,
+        } = collector;
+        let scope = scope.take();
+        gate.renew(Beside::renew);
+        if response.get().is_some() {
+            *response = OnceLock::new();
         }
-        collector.joined = AtomicBool::new(false);
-        collector.answered = AtomicBool::new(false);
-        collector.closed = AtomicBool::new(false);
-        collector.progress = Progress::new();
-        collector.seen = Seen::new();
+        *joined = AtomicBool::new(false);
+        *answered = AtomicBool::new(false);
+        *closed = AtomicBool::new(false);
+        *progress = Progress::new();
+        *seen = Seen::new();
         #[cfg(feature = "test-util")]
         {
-            collector.limit = OnceLock::new();
+            *limit = OnceLock::new();
         }
         put(this);
         drop(scope);
@@ -93,6 +115,6 @@ impl Collector {
 /// Nothing of the user's is dropped here: it is as new.
 #[inline]
 fn put(collector: Arc<Collector>) {
-    // An error: the thread is ending.
-    let _ = POOL.try_with(|pool| pool.put(collector));
+    let attend = || ATTENDANT.try_with(|_| {}).is_ok();
+    POOL.with(|pool| pool.put(collector, attend));
 }

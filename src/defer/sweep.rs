@@ -137,6 +137,7 @@ impl Sweep {
         (at, start)
     }
 
+    #[inline(always)]
     pub(super) fn remove(&self, at: usize) {
         let mut guard = self.state.lock();
         let state = &mut *guard;

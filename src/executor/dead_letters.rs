@@ -361,7 +361,7 @@ impl DeadLetters {
         let settings = node.settings_mut();
         settings.attempts = 0;
         settings.last_chance = false;
-        self.shared.accept(&mut node, place);
+        self.shared.accept(&node, place);
         self.shared.counters.replayed.add(1);
         observe::replayed(&self.shared, &node);
         self.shared.enqueue_one(node, None);

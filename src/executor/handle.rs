@@ -193,9 +193,10 @@ impl Executor {
         mut node: Node,
         place: Place<H>,
     ) -> TaskHandle {
-        self.shared.accept(&mut node, place);
+        let id = node.identify();
+        self.shared.accept(&node, place);
         observe::submitted(&mut node);
-        let handle = TaskHandle::accepted(node.sequence(), self.shared.clone());
+        let handle = TaskHandle::accepted(id, self.shared.clone());
         self.shared.enqueue_one(node, None);
         handle
     }

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
@@ -112,33 +113,31 @@ where
             return Poll::Ready(Some(Ok(piece)));
         }
         seen.mark(Mark::ENTERED);
-        let polled = this.inner.as_mut().poll_frame(cx);
-        let is_last = matches!(polled, Poll::Ready(Some(Ok(_)))) && this.inner.is_end_stream();
+        let mut polled = this.inner.as_mut().poll_frame(cx);
+        let is_last = match &polled {
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Ok(_))) => this.inner.is_end_stream(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => false,
+        };
         seen.unmark(Mark::ENTERED);
         // Also before the first registration: it may come while the body waits for its next frame.
         collector.asked(polled.is_pending());
-        match polled {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(None) => {
-                seen.mark(Mark::ENDED);
-                Poll::Ready(None)
-            }
+        // What was polled is changed where it lies: a frame is large.
+        match &mut polled {
+            Poll::Ready(Some(Ok(frame))) => pass_on(frame, collector, rare),
             Poll::Ready(Some(Err(error))) => {
                 seen.mark(Mark::FAILED);
                 // The one place on the response's path that runs code of the user's, because the error
                 // goes to the server and its text would be lost; bounded, and a panic in it is caught.
                 let text = bounded_text(|out| write!(out, "{error}"));
                 rare.get_or_insert_default().error = Some(text.into());
-                Poll::Ready(Some(Err(error)))
             }
-            Poll::Ready(Some(Ok(frame))) => {
-                let frame = pass_on(frame, collector, rare);
-                if is_last && rest(rare) == 0 {
-                    seen.mark(Mark::ENDED);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
+            Poll::Ready(None) | Poll::Pending => {}
         }
+        if is_last && rest(rare) == 0 {
+            seen.mark(Mark::ENDED);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -197,16 +196,13 @@ impl Rare {
         if self.rest.is_empty() {
             return None;
         }
-        let rest = std::mem::take(&mut self.rest);
+        let mut piece = std::mem::take(&mut self.rest);
         collector.asked(false);
-        Some(Frame::data(self.cut(rest, collector)))
-    }
-
-    fn cut(&mut self, mut chunk: Bytes, collector: &Arc<Collector>) -> Bytes {
-        if chunk.len() > PIECE {
-            self.rest = chunk.split_off(PIECE);
+        if piece.len() > PIECE {
+            self.rest = piece.split_off(PIECE);
         }
-        guard(chunk, collector)
+        guard(&mut piece, collector);
+        Some(Frame::data(piece))
     }
 }
 
@@ -215,37 +211,42 @@ fn rest(rare: &Option<Box<Rare>>) -> u64 {
 }
 
 /// A frame on its way to the server.
-fn pass_on(
-    frame: Frame<Bytes>,
-    collector: &Arc<Collector>,
-    rare: &mut Option<Box<Rare>>,
-) -> Frame<Bytes> {
-    let frame = match frame.into_data() {
-        Ok(chunk) if chunk.len() > PIECE && collector.is_used() => {
-            return Frame::data(rare.get_or_insert_default().cut(chunk, collector));
+#[inline]
+fn pass_on(frame: &mut Frame<Bytes>, collector: &Arc<Collector>, rare: &mut Option<Box<Rare>>) {
+    if let Some(chunk) = frame.data_mut() {
+        if chunk.len() > PIECE && collector.is_used() {
+            cut(chunk, rare);
         }
-        Ok(chunk) => return Frame::data(guard(chunk, collector)),
-        Err(frame) => frame,
-    };
-    if let Some(trailers) = frame.trailers_ref() {
-        collector.seen().mark(Mark::ENDED);
-        if let Some(status) = grpc_status(trailers) {
-            collector.trailers(status);
-        }
+        guard(chunk, collector);
+    } else if let Some(trailers) = frame.trailers_ref() {
+        pass_on_trailers(trailers, collector);
     }
-    frame
 }
 
-/// A chunk, counted, that tells when the server lets go of it.
-fn guard(chunk: Bytes, collector: &Arc<Collector>) -> Bytes {
+#[cold]
+fn cut(chunk: &mut Bytes, rare: &mut Option<Box<Rare>>) {
+    rare.get_or_insert_default().rest = chunk.split_off(PIECE);
+}
+
+#[inline(never)]
+fn pass_on_trailers(trailers: &HeaderMap, collector: &Collector) {
+    collector.seen().mark(Mark::ENDED);
+    if let Some(status) = grpc_status(trailers) {
+        collector.trailers(status);
+    }
+}
+
+/// Counts a chunk, and has it tell when the server lets go of it.
+fn guard(chunk: &mut Bytes, collector: &Arc<Collector>) {
     collector.count_bytes(chunk.len());
     if chunk.is_empty() || !collector.is_used() {
-        return chunk;
+        return;
     }
-    Bytes::from_owner(Guarded {
-        chunk,
-        hold: Hold::another(collector),
-    })
+    let hold = Hold::another(collector);
+    *chunk = Bytes::from_owner(Guarded {
+        chunk: std::mem::take(chunk),
+        hold,
+    });
 }
 
 impl Drop for Watch {

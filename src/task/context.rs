@@ -1,12 +1,13 @@
 //! What an attempt can ask for.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 
 use tokio_util::sync::CancellationToken;
 
 use super::{Name, TaskId};
-use crate::pool::Pool;
-use crate::response::ResponseInfo;
+use crate::pool::{Attendant, Pool};
+use crate::response::{End, ResponseInfo};
 use crate::sync::Arc;
 
 /// The request that a task came from, as it was when its response was out. Made at the release: until
@@ -25,27 +26,34 @@ pub(crate) struct Origin {
 thread_local! {
     /// In a burst they are more than the allocator keeps at hand: making and dropping one was 242 of the 4,174
     /// instructions of a request that defers one task, and is 96.
-    static POOL: Pool<Origin> = const { Pool::new() };
+    static POOL: ManuallyDrop<Pool<Origin>> = const { Pool::new() };
+
+    static ATTENDANT: Attendant = const { Attendant(|| POOL.with(|pool| pool.close())) };
 }
 
 impl Origin {
-    pub(crate) fn new(
-        response: ResponseInfo,
-        others_first: bool,
-        follows: Option<Follows>,
-    ) -> Arc<Self> {
-        let new = Self {
-            response,
-            others_first,
-            follows,
+    /// `fill` gets one of which nothing is known yet. It is written where it lies: put together elsewhere it
+    /// would be moved twice.
+    #[inline]
+    pub(crate) fn new(fill: impl FnOnce(&mut Self)) -> Arc<Self> {
+        let mut origin = match POOL.with(|pool| pool.take()) {
+            Some(pooled) => pooled,
+            None => Self::blank(),
         };
-        if let Some(mut pooled) = POOL.try_with(Pool::take).ok().flatten() {
-            if let Some(origin) = Arc::get_mut(&mut pooled) {
-                *origin = new;
-                return pooled;
-            }
+        match Arc::get_mut(&mut origin) {
+            Some(origin) => fill(origin),
+            None => unreachable!("nobody else has it"),
         }
-        Arc::new(new)
+        origin
+    }
+
+    #[cold]
+    fn blank() -> Arc<Self> {
+        Arc::new(Self {
+            response: ResponseInfo::new(None, End::Stalled),
+            others_first: true,
+            follows: None,
+        })
     }
 
     /// A task of it is over. Not inlined: tasks without a request are emptied by the same code, and it cost
@@ -55,8 +63,8 @@ impl Origin {
         if let Some(origin) = Arc::get_mut(&mut this) {
             origin.response.body_error = None;
             origin.follows = None;
-            // An error: the thread is ending.
-            let _ = POOL.try_with(|pool| pool.put(this));
+            let attend = || ATTENDANT.try_with(|_| {}).is_ok();
+            POOL.with(|pool| pool.put(this, attend));
         }
     }
 }

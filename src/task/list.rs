@@ -66,6 +66,16 @@ impl<T: Link> Fifo<T> {
         Some(item)
     }
 
+    /// Takes the item, where there is only one.
+    #[inline]
+    pub(crate) fn take_only(&mut self) -> Option<T> {
+        if self.len != 1 {
+            return None;
+        }
+        self.len = 0;
+        self.back.take().or_else(|| self.front.take())
+    }
+
     /// The oldest item, without taking it.
     pub(crate) fn peek(&mut self) -> Option<&mut T> {
         if self.front.is_none() {
@@ -177,7 +187,12 @@ mod tests {
                     model.push_back(n);
                 }
                 4..=5 => assert_eq!(list.pop().map(|i| i.0), model.pop_front()),
-                6 => assert_eq!(list.peek().map(|i| i.0), model.front().copied()),
+                6 => {
+                    assert_eq!(list.peek().map(|i| i.0), model.front().copied());
+                    let only = list.take_only().map(|i| i.0);
+                    assert_eq!(only.is_some(), model.len() == 1);
+                    assert!(only.is_none() || model.pop_front() == only);
+                }
                 _ => {
                     let target = n.saturating_sub(9);
                     let found = list.remove(|i| i.0 == target).map(|i| i.0);
