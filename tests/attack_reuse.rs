@@ -264,6 +264,31 @@ async fn what_became_of_a_stalled_response_is_not_said_of_the_next_one() {
     }
 }
 
+/// The sweep lives while there is a response to watch, and is there again for the next one.
+#[tokio::test(start_paused = true)]
+async fn the_sweep_ends_when_there_is_nothing_to_watch() {
+    let layer = DeferLayer::new().max_hold(LONG);
+    let mut service = layer.layer(service_fn(|request: Request<()>| {
+        defer_of(&request).run(|| async {});
+        let body = Full::new(Bytes::from_static(b"hello"));
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    }));
+    let alive = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    for _ in 0..2 {
+        let Ok(response) = service.call(Request::new(())).await;
+        assert!(alive() >= 1);
+        drop(response);
+        layer.get_executor().idle().await;
+        tokio::time::sleep(2 * LONG).await; // paused time
+        // The worker, which stays for a while.
+        assert!(alive() <= 1);
+    }
+}
+
 /// What a thread keeps holds no executor: without a runtime a task waits for ever, and is dropped with the last
 /// handle.
 #[test]
