@@ -143,6 +143,9 @@ fn create(path: &Path, database: &Path) -> io::Result<File> {
         use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
         options.mode(std::fs::metadata(database)?.permissions().mode());
     }
+    // Elsewhere it has the permissions of its folder, as SQLite's own log.
+    #[cfg(not(unix))]
+    let _ = database;
     options.open(path)
 }
 
