@@ -754,9 +754,13 @@ fn case_09_a_busy_task_does_not_delay_its_own_response() {
                 // when its response is read,
                 let late = &mut late;
                 on(Setting { http, flavor }, |setting| async move {
-                    let median = last_byte(setting, path).await;
-                    if median >= BOUND {
-                        late.push((setting, path, median));
+                    // What waits for its task is late every time, what waits for a loaded machine is not.
+                    let mut medians = Vec::new();
+                    while medians.len() < 3 && medians.last().is_none_or(|last| *last >= BOUND) {
+                        medians.push(last_byte(setting, path).await);
+                    }
+                    if medians.iter().all(|median| *median >= BOUND) {
+                        late.push((setting, path, medians));
                     }
                 });
             }

@@ -93,6 +93,7 @@ use super::record::{AttemptToken, Claimed, NewEvent, Receipt, Settled};
 /// # let path = directory.join("events.db");
 /// let store = Sqlite::open(&path)?;
 /// # drop(store);
+/// # let _ = std::fs::remove_dir_all(directory);
 /// # Ok(())
 /// # }
 /// ```

@@ -66,6 +66,7 @@ use crate::event::store::query::{Counts, Cursor, Filter, Group, Listed, Replay};
 ///     std::thread::sleep(began.elapsed()); // the server's turn
 /// }
 /// # drop((operator, server));
+/// # let _ = std::fs::remove_dir_all(directory);
 /// # Ok(())
 /// # }
 /// ```

@@ -175,9 +175,17 @@ fn row(target: &Ratio, reference: f64, ours: f64, grown: &mut Vec<String>) {
         "{number:>3}  {what:<46} {reference:>10.0} {ours:>8.0} {ratio:>7.3} {wanted:>7}  {met:<17} {}",
         limit.map_or(String::new(), |limit| format!("{limit:.3}"))
     );
-    if limit.is_some_and(|limit| is_over(ratio, limit * MARGIN)) {
+    if has_grown(limit, ratio, target.target) {
         grown.push(format!("{number}, {what}: {ratio:.3}"));
     }
+}
+
+/// More than was reached, with the margin; and a target that was met stays met, whatever the margin says.
+fn has_grown(limit: Option<f64>, ratio: f64, wanted: Option<f64>) -> bool {
+    limit.is_some_and(|limit| {
+        let wanted = wanted.filter(|wanted| limit <= *wanted);
+        is_over(ratio, wanted.unwrap_or(f64::MAX).min(limit * MARGIN))
+    })
 }
 
 /// A ratio that is no number, or nothing, was not measured: it holds no limit either.
@@ -323,7 +331,7 @@ fn waiting(lines: bool, counts: &HashMap<&'static str, f64>, grown: &mut Vec<Str
                 "target 13 | instructions: {what} | {reference:.0} | {ours:.0} | {ratio:.2} | {wanted} | {said}"
             );
         }
-        if limit(number).is_some_and(|limit| is_over(ratio, limit * MARGIN)) {
+        if has_grown(limit(number), ratio, wanted) {
             grown.push(format!("{number}, {what}: {ratio:.3}"));
         }
     }
