@@ -138,15 +138,12 @@ fn signup_keeps_what_a_shutdown_does_not_finish() {
     // The running trial was let to its end.
     example.wait_for("trial started");
     assert!(example.line(report).contains("0 cancelled"), "{example}");
-    // An orderly end leaves one file that can be copied as it is.
-    let log = file.with_file_name(format!(
-        "{}-wal",
-        file.file_name().expect("a name").display()
-    ));
-    assert!(
-        std::fs::metadata(&log).map_or(0, |log| log.len()) == 0,
-        "{log:?}"
-    );
+    // An orderly end leaves one file that can be copied as it is, and an empty one to lock.
+    let name = file.file_name().expect("a name").display().to_string();
+    for suffix in ["-wal", "-shm", "-log"] {
+        let beside = file.with_file_name(format!("{name}{suffix}"));
+        assert!(!beside.exists(), "{beside:?}");
+    }
 
     let example = Example::start_with("signup", Some(&file));
     example.wait_for("mail sent");

@@ -153,7 +153,8 @@ impl<S: Clone + Send + Sync + 'static> Events<S> {
     /// How many deliveries the store may have lent to this process at once; at least 1. Default: 256,
     /// and never more than half of the executor's capacity, so that tasks find room beside them.
     /// Raise it above the executor's concurrency for subscribers that wait long. A delivery whose response
-    /// is not out is not counted; but half of the capacity is the most in any case, so that open streams
+    /// is not out is not counted before it is, so that those of the requests which are being answered in a moment
+    /// may come on top, also of what a crash repeats; but half of the capacity is the most in any case, so that open streams
     /// that have emitted something need a larger one, or all others wait for these.
     ///
     /// # Panics

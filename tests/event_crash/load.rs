@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::support::soon;
 
 /// Some of HTTP/1.1, some of HTTP/2.
-const CONNECTIONS: usize = 12;
+pub(crate) const CONNECTIONS: usize = 12;
 
 /// What the clients did and saw, over all processes.
 #[derive(Debug, Default)]

@@ -50,7 +50,7 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
     // Closing is part of recovering from an error: it must not start to write. An orderly close
-    // makes its checkpoint itself.
+    // makes its checkpoint itself, and then [`leave`]s.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     if access != Access::Read {
         // On macOS a plain sync leaves it to the disk when to write; elsewhere this is without effect.
@@ -73,6 +73,12 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Fault> {
         }
     }
     Ok(conn)
+}
+
+/// The log has been emptied: with the last connection that is closed, SQLite removes its two files.
+pub(super) fn leave(conn: &Connection) {
+    // Where that cannot be had, they stay, empty.
+    let _ = conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
 }
 
 /// Whether commits are synced from now on. In WAL only `FULL` syncs at every commit; with `NORMAL`

@@ -105,7 +105,19 @@ pub(super) fn real(path: &Path) -> PathBuf {
         path.pop();
         path.push(target);
     }
-    std::fs::canonicalize(&path).unwrap_or(path)
+    if let Ok(real) = std::fs::canonicalize(&path) {
+        return real;
+    }
+    // What is not there yet has the whole name of its directory all the same: a process may change its own
+    // while the file is open.
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    match (std::fs::canonicalize(directory), path.file_name()) {
+        (Ok(directory), Some(name)) => directory.join(name),
+        _ => path,
+    }
 }
 
 /// `events.db` → `events.db-lock`, in the manner of SQLite's own `-wal`.

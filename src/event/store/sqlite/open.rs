@@ -160,9 +160,12 @@ fn spawn(
             // Whoever has it now needs both logs.
             let is_ours = !result.as_ref().is_err_and(StoreError::is_in_use);
             if let (Some(_), Some(conn), true) = (&lock, worker.desk.idle_conn(), is_ours) {
-                // So that an orderly close leaves one file.
+                // So that an orderly close leaves one file, and an empty one to lock.
                 match checkpoint::empty(conn) {
-                    Ok(()) => worker.desk.redo.take().into_iter().for_each(Redo::remove),
+                    Ok(()) => {
+                        connection::leave(conn);
+                        worker.desk.redo.take().into_iter().for_each(Redo::remove);
+                    }
                     // Both logs stay, for the next open.
                     Err(fault) if fault.is_busy() => {}
                     Err(fault) => {

@@ -19,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::connection::{self, Access};
 use super::desk::{Desk, Durable};
 use super::fault::Fault;
+use super::lock;
 use super::shared::Shared;
 use super::{letters, schema, walk};
 use crate::event::store::StoreError;
@@ -93,9 +94,11 @@ impl SqliteOperator {
             std::io::ErrorKind::NotFound => StoreError::missing(error),
             _ => StoreError::io(error),
         })?;
+        // It is opened again after some errors, wherever the process is by then.
+        let path = lock::real(path);
         let desk = |access| {
-            let conn = connection::open(path, access).map_err(no_store)?;
-            let desk = Desk::new(path.to_owned(), access, conn, Arc::<Shared>::default());
+            let conn = connection::open(&path, access).map_err(no_store)?;
+            let desk = Desk::new(path.clone(), access, conn, Arc::<Shared>::default());
             Ok::<_, StoreError>(desk)
         };
         let mut operator = Self {
