@@ -139,7 +139,7 @@ fn signup_keeps_what_a_shutdown_does_not_finish() {
     example.wait_for("trial started");
     assert!(example.line(report).contains("0 cancelled"), "{example}");
     // An orderly end leaves one file that can be copied as it is, and an empty one to lock.
-    let name = file.file_name().expect("a name").display().to_string();
+    let name = file.file_name().expect("a name").to_string_lossy();
     for suffix in ["-wal", "-shm", "-log"] {
         let beside = file.with_file_name(format!("{name}{suffix}"));
         assert!(!beside.exists(), "{beside:?}");

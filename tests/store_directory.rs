@@ -34,7 +34,7 @@ fn files(directory: &Path) -> BTreeSet<String> {
     entries
         .map(|entry| entry.expect("an entry"))
         .filter(|entry| entry.path().is_file())
-        .map(|entry| entry.file_name().display().to_string())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
 }
 
