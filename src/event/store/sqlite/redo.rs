@@ -273,12 +273,12 @@ fn allocate(file: &mut File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// That a file is there is known to its directory only.
+/// That a file is there is known to its directory only. The path is a [`real`](lock::real) one: not a bare name.
 #[cfg(unix)]
 fn sync_directory(path: &Path) -> io::Result<()> {
     match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
     }
 }
 
