@@ -62,18 +62,28 @@ impl Known {
     /// Writes the record of a release now.
     #[inline]
     pub(super) fn record(&self, now: Tick, ending: Ending, info: &mut ResponseInfo) {
-        info.status = self.head.map(|(head, _)| head.status);
-        info.grpc_status = self
+        // Taken apart, so that no field is forgotten: another response may have left it full.
+        let ResponseInfo {
+            status,
+            grpc_status,
+            end,
+            bytes,
+            body_error,
+            to_head,
+            to_release,
+        } = info;
+        *status = self.head.map(|(head, _)| head.status);
+        *grpc_status = self
             .grpc_status
             .or(self.head.and_then(|(head, _)| head.grpc_status));
-        info.end = ending.end;
-        info.bytes = ending.bytes;
-        info.body_error = ending.body_error;
-        info.to_head = self
+        *end = ending.end;
+        *bytes = ending.bytes;
+        *body_error = ending.body_error;
+        *to_head = self
             .head
             .filter(|(_, at)| *at != Tick::ZERO)
             .map(|(_, at)| self.since_first(at));
-        info.to_release = self.since_first(now);
+        *to_release = self.since_first(now);
     }
 
     pub(super) fn renew(&mut self) {
